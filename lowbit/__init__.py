@@ -1,0 +1,118 @@
+"""lowbit: ultra-low-bit weight quantization of large language models, written, run and compared.
+
+Importing this package loads neither torch nor transformers: public names are looked up when they are first used, and
+the transformers quantizer is registered as soon as transformers is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lowbit.transformers_hook import register_when_imported
+
+if TYPE_CHECKING:
+    from lowbit.contracts import (
+        Bits,
+        CalibrationSource,
+        Codes,
+        DataAccess,
+        DenseWeight,
+        FormatSpec,
+        Indices,
+        Kernel,
+        LayerReport,
+        LayerStatistics,
+        Method,
+        PackedWeight,
+        Packer,
+        QuantizedBlock,
+        QuantizedWeight,
+        Scales,
+        StatisticsNeed,
+        Support,
+        TensorLayout,
+        WeightQuantizer,
+        Workload,
+    )
+    from lowbit.errors import LowbitError
+    from lowbit.hookspecs import hookimpl
+    from lowbit.packing import pack_bits, unpack_bits
+    from lowbit.pipeline import bench, load, quantize
+    from lowbit.quantization.groups import GroupSize, from_groups, repeat_groups, row_chunks, to_groups
+    from lowbit.quantization.scale_dtype import ScaleDtype, storable_dtype
+    from lowbit.recipe import Recipe
+
+_HOMES = {
+    "lowbit.contracts": (
+        "Bits CalibrationSource Codes DataAccess DenseWeight FormatSpec Indices Kernel LayerReport LayerStatistics "
+        "Method PackedWeight Packer QuantizedBlock QuantizedWeight Scales StatisticsNeed Support TensorLayout "
+        "WeightQuantizer Workload"
+    ),
+    "lowbit.errors": "LowbitError",
+    "lowbit.hookspecs": "hookimpl",
+    "lowbit.packing": "pack_bits unpack_bits",
+    "lowbit.pipeline": "bench load quantize",
+    "lowbit.quantization.groups": "GroupSize from_groups repeat_groups row_chunks to_groups",
+    "lowbit.quantization.scale_dtype": "ScaleDtype storable_dtype",
+    "lowbit.recipe": "Recipe",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "Bits",
+    "CalibrationSource",
+    "Codes",
+    "DataAccess",
+    "DenseWeight",
+    "FormatSpec",
+    "GroupSize",
+    "Indices",
+    "Kernel",
+    "LayerReport",
+    "LayerStatistics",
+    "LowbitError",
+    "Method",
+    "PackedWeight",
+    "Packer",
+    "QuantizedBlock",
+    "QuantizedWeight",
+    "Recipe",
+    "ScaleDtype",
+    "Scales",
+    "StatisticsNeed",
+    "Support",
+    "TensorLayout",
+    "WeightQuantizer",
+    "Workload",
+    "bench",
+    "from_groups",
+    "hookimpl",
+    "load",
+    "pack_bits",
+    "quantize",
+    "repeat_groups",
+    "row_chunks",
+    "storable_dtype",
+    "to_groups",
+    "unpack_bits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lowbit")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lowbit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
+register_when_imported()

@@ -1,0 +1,40 @@
+"""What a plugin implements and what passes between the rooms of lowbit."""
+
+from lowbit.contracts.calibration import CalibrationSource, DataAccess
+from lowbit.contracts.engine import ActivationWriter, BlockStore, LayerReport, QuantizedBlock, RunEvents
+from lowbit.contracts.fields import Bits, Codes, Field, FormatSpec, Indices, Scales, declared_fields
+from lowbit.contracts.formats import DenseWeight, QuantizedWeight
+from lowbit.contracts.kernel import Kernel, Support, Workload
+from lowbit.contracts.method import Method
+from lowbit.contracts.packing import PackedWeight, Packer, TensorLayout
+from lowbit.contracts.quantizer import WeightQuantizer
+from lowbit.contracts.statistics import LayerStatistics, StatisticsNeed
+
+__all__ = [
+    "ActivationWriter",
+    "Bits",
+    "BlockStore",
+    "CalibrationSource",
+    "Codes",
+    "DataAccess",
+    "DenseWeight",
+    "Field",
+    "FormatSpec",
+    "Indices",
+    "Kernel",
+    "LayerReport",
+    "LayerStatistics",
+    "Method",
+    "PackedWeight",
+    "Packer",
+    "QuantizedBlock",
+    "QuantizedWeight",
+    "RunEvents",
+    "Scales",
+    "StatisticsNeed",
+    "Support",
+    "TensorLayout",
+    "WeightQuantizer",
+    "Workload",
+    "declared_fields",
+]

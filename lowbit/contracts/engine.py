@@ -1,0 +1,90 @@
+"""The protocols through which the quantization engine is given storage and observers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from lowbit.contracts.formats import QuantizedWeight
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What is worth knowing of one quantized weight.
+
+    Args:
+        name: The weight target's name.
+        weights: Number of weights.
+        nominal_bits: Bits a weight as the paper counts.
+        relative_error: ||W - dequantize()||_F^2 / ||W||_F^2.
+        calibration_tokens: Tokens its statistics came from; `None` if the quantizer needs none.
+        diagnostics: Numbers that plugins add.
+    """
+
+    name: str
+    weights: int
+    nominal_bits: float
+    relative_error: float
+    calibration_tokens: int | None
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QuantizedBlock:
+    """One finished decoder block.
+
+    Args:
+        index: Position of the block, from 0.
+        weights: Quantized weights by target name.
+        fused: Names of those weights that are one expert's part of a fused parameter.
+        untouched: The block's other tensors (norms, biases, skipped layers) by their name in the model.
+        reports: One report a quantized weight.
+        seconds: Wall time spent on the block.
+    """
+
+    index: int
+    weights: Mapping[str, QuantizedWeight]
+    fused: frozenset[str]
+    untouched: Mapping[str, Tensor]
+    reports: tuple[LayerReport, ...]
+    seconds: float
+
+
+class ActivationWriter(Protocol):
+    """Receives the activations that enter a block, one sample after the other."""
+
+    def append(self, hidden: Tensor) -> None:
+        """Add one sample, [1, length, hidden size]."""
+
+
+class BlockStore(Protocol):
+    """Durable storage of a run in progress; what it committed survives a kill at any moment."""
+
+    def finished(self) -> int:
+        """Return how many leading blocks are committed."""
+
+    def activations(self, index: int) -> Iterator[Tensor]:
+        """Yield the stored samples [1, length, hidden size] that enter block `index`, a sample at a time."""
+
+    def has_activations(self, index: int) -> bool:
+        """Say whether the complete input of block `index` is stored."""
+
+    def write_activations(self, index: int) -> AbstractContextManager[ActivationWriter]:
+        """Open the input of block `index` for writing; it becomes visible, whole, when the context closes."""
+
+    def commit(self, block: QuantizedBlock) -> None:
+        """Store a finished block atomically and drop the activations that entered it."""
+
+
+class RunEvents(Protocol):
+    """Observes a run; every method may do nothing."""
+
+    def run_started(self, blocks: int, finished: int) -> None:
+        """A run of `blocks` decoder blocks starts, of which `finished` were committed before."""
+
+    def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
+        """A block was committed."""

@@ -1,0 +1,46 @@
+"""`WeightQuantizer`: what turns one matrix into a `QuantizedWeight`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from lowbit.contracts.formats import QuantizedWeight
+from lowbit.contracts.statistics import LayerStatistics, StatisticsNeed
+
+
+class WeightQuantizer(ABC):
+    """Quantizes one weight matrix at a time.
+
+    A subclass sets `name`, may nest a pydantic `Config` whose fields are its options, and may declare by `needs` that
+    it wants statistics of the layer's inputs. One that declares none runs without any forward pass of the model.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[StatisticsNeed] = StatisticsNeed.NONE
+
+    class Config(BaseModel):
+        """Options of the quantizer; a subclass declares its own."""
+
+    def __init__(self, config: BaseModel | None = None) -> None:
+        self.config: Any = self.Config() if config is None else config
+
+    @abstractmethod
+    def quantize(
+        self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
+    ) -> QuantizedWeight:
+        """Quantize one matrix.
+
+        Args:
+            weight: float32 [out, in]; finite; not to be changed in place.
+            statistics: As declared by `needs`; `None` for a quantizer that needs none, and for an expert that no
+                calibration token was routed to.
+            generator: The only source of random numbers, seeded from the run's seed and the weight's name.
+
+        Returns:
+            The quantized weight, on the device of `weight`.
+        """

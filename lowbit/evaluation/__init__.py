@@ -1,0 +1,1 @@
+"""Evaluation: lm-evaluation-harness, the papers' token perplexity, and data sets from a local mirror."""

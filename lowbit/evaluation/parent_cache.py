@@ -1,0 +1,141 @@
+"""Results of the unquantized parent, kept on disk so that it is evaluated once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.utils import handle_non_serializable
+
+from lowbit.errors import LowbitError
+from lowbit.evaluation.json_file import write_text
+from lowbit.evaluation.prepare import PreparedTasks, documents_of
+from lowbit.recipe.evaluation import EvaluationSettings
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+# Where an answer's last digits may depend on them.
+_PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
+# Settings that change neither documents, prompts nor answers, or that the hash of the documents stands for.
+_WITHOUT_EFFECT = frozenset({"data_dir", "include_path", "use_cache", "cache_requests", "write_out", "check_integrity"})
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+_TEMPLATE_FILES = ("chat_template*", "additional_chat_templates/*")
+_CHUNK = 2**24
+
+
+def model_hash(path: str | Path) -> str:
+    """The sha256 of everything in a model's folder that decides its answers.
+
+    These are config.json, the tokenizer's files and the safetensors files: their names and their bytes.
+
+    Raises:
+        LowbitError: The folder lacks config.json or safetensors files, or a file cannot be read.
+    """
+    folder = Path(path)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise LowbitError(f"{folder} is no model folder: expected config.json and *.safetensors files in it")
+    patterns = ("config.json", *_TOKENIZER_FILES, *_TEMPLATE_FILES)
+    others = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    digest = hashlib.sha256()
+    for file in [*sorted(others - set(weights)), *weights]:
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        try:
+            with file.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            raise LowbitError(f"cannot read {file}: {error}") from error
+    return digest.hexdigest()
+
+
+def document_hashes(prepared: PreparedTasks, settings: EvaluationSettings) -> dict[str, str]:
+    """The sha256 of the documents that each task evaluates, and of those that its few-shot examples are drawn from."""
+    hashes: dict[str, str] = {}
+    for name, task in prepared.tasks.items():
+        digest = hashlib.sha256()
+        for index, document in documents_of(task, name, settings):
+            digest.update(f"{index} {_to_json(document)}\n".encode())
+        if task.get_config("num_fewshot"):
+            sampler = getattr(task, "sampler", None)
+            digest.update(_to_json(list(getattr(sampler, "df", []))).encode())
+        hashes[name] = digest.hexdigest()
+    for perplexity in prepared.perplexities:
+        hashes[perplexity.name] = hashlib.sha256(perplexity.text.encode()).hexdigest()
+    return hashes
+
+
+def cache_key(model_sha: str, prepared: PreparedTasks, settings: EvaluationSettings, dtype: str) -> str:
+    """The name under which a parent's result is kept: a hash of all that decides it.
+
+    Args:
+        model_sha: What `model_hash` returns.
+        prepared: The tasks.
+        settings: The evaluation's settings.
+        dtype: The type in which the parent computes, such as `float32`.
+    """
+    described = {
+        "format": _FORMAT,
+        "model": model_sha,
+        "dtype": dtype,
+        "settings": settings.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT)),
+        "tasks": {name: task.dump_config() for name, task in prepared.tasks.items()},
+        "documents": document_hashes(prepared, settings),
+        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+    }
+    return hashlib.sha256(_to_json(described).encode()).hexdigest()
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=handle_non_serializable, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class ParentCache:
+    """Parents' results in a folder, one JSON file each.
+
+    Args:
+        folder: Where the files are; made when the first one is written.
+    """
+
+    folder: Path
+
+    def path(self, key: str) -> Path:
+        """The file of a result."""
+        return self.folder / f"{key}.json"
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """The result kept under a key; None when there is none, or when its file is damaged (with a warning)."""
+        path = self.path(key)
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            results = stored["results"]
+            if stored["key"] != key or stored["sha256"] != hashlib.sha256(_to_json(results).encode()).hexdigest():
+                raise ValueError("its content does not match its own hash")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("the parent's result in %s is damaged and will be made again: %s", path, error)
+            return None
+        return dict(results)
+
+    def save(self, key: str, results: Mapping[str, Any]) -> Path:
+        """Keep a result, replacing what was there, as a whole or not at all.
+
+        Raises:
+            LowbitError: The folder cannot be written.
+        """
+        content = {"key": key, "sha256": hashlib.sha256(_to_json(results).encode()).hexdigest(), "results": results}
+        path = self.path(key)
+        try:
+            write_text(path, _to_json(content))
+        except OSError as error:
+            raise LowbitError(f"the parent's result cannot be kept in {self.folder}: {error}") from error
+        return path

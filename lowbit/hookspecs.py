@@ -1,0 +1,199 @@
+"""Every hook of lowbit: the one page that a plugin author must read.
+
+A plugin is a module (or one file given with `--plugin`) with functions marked `@hookimpl`. Registration hooks yield
+classes that carry a `name`; event hooks observe a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from lowbit.contracts import (
+        CalibrationSource,
+        Kernel,
+        Method,
+        Packer,
+        QuantizedBlock,
+        QuantizedWeight,
+        WeightQuantizer,
+        Workload,
+    )
+
+hookspec = pluggy.HookspecMarker("lowbit")
+hookimpl = pluggy.HookimplMarker("lowbit")
+
+
+class RegistrationHooks:
+    """What a plugin adds."""
+
+    @hookspec
+    def lowbit_weight_quantizers(self) -> Iterable[type[WeightQuantizer]]:
+        """Yield weight quantizers.
+
+        Example:
+            @hookimpl
+            def lowbit_weight_quantizers():
+                yield SignQuantizer
+
+        Returns:
+            Subclasses of `WeightQuantizer`.
+        """
+        yield from ()
+
+    @hookspec
+    def lowbit_formats(self) -> Iterable[type[QuantizedWeight]]:
+        """Yield formats: what a checkpoint needs to be read again.
+
+        Example:
+            @hookimpl
+            def lowbit_formats():
+                yield SignWeight
+
+        Returns:
+            Subclasses of `QuantizedWeight` with declared fields.
+        """
+        yield from ()
+
+    @hookspec
+    def lowbit_packers(self) -> Iterable[type[Packer]]:
+        """Yield packers for layouts that a kernel wants; the generic packer needs no plugin.
+
+        Example:
+            @hookimpl
+            def lowbit_packers():
+                yield InterleavedSignPacker
+
+        Returns:
+            Subclasses of `Packer`.
+        """
+        yield from ()
+
+    @hookspec
+    def lowbit_kernels(self) -> Iterable[type[Kernel]]:
+        """Yield kernels that multiply by packed weights.
+
+        Example:
+            @hookimpl
+            def lowbit_kernels():
+                yield SignKernel
+
+        Returns:
+            Subclasses of `Kernel`.
+        """
+        yield from ()
+
+    @hookspec
+    def lowbit_methods(self) -> Iterable[Method]:
+        """Yield methods: named, partial recipes for `--method NAME`.
+
+        Example:
+            @hookimpl
+            def lowbit_methods():
+                yield Method("mine", quantizer="sign", options={"group_size": 64})
+
+        Returns:
+            `Method` records.
+        """
+        yield from ()
+
+    @hookspec
+    def lowbit_calibration_sources(self) -> Iterable[type[CalibrationSource]]:
+        """Yield named calibration texts for `--calibration NAME`.
+
+        Example:
+            @hookimpl
+            def lowbit_calibration_sources():
+                yield MyCorpus
+
+        Returns:
+            Subclasses of `CalibrationSource`.
+        """
+        yield from ()
+
+
+class ChoiceHooks:
+    """Where a plugin may overrule the core."""
+
+    @hookspec(firstresult=True)
+    def lowbit_choose_kernel(self, workload: Workload, kernels: Sequence[Kernel]) -> Kernel | None:
+        """Choose among the kernels that serve a workload, or return `None` to leave it to their priorities.
+
+        Example:
+            @hookimpl
+            def lowbit_choose_kernel(workload, kernels):
+                return next((kernel for kernel in kernels if kernel.name == "reference"), None)
+
+        Returns:
+            One of `kernels`, or `None`.
+        """
+
+
+class EventHooks:
+    """What a plugin may observe. Progress bars, logs and trackers are plugins on these."""
+
+    @hookspec
+    def lowbit_run_started(self, recipe: Mapping[str, Any], blocks: int, finished: int) -> None:
+        """A quantization of `blocks` decoder blocks starts; `finished` of them were committed earlier.
+
+        Example:
+            @hookimpl
+            def lowbit_run_started(recipe, blocks, finished):
+                print(f"{recipe['method']}: {finished} of {blocks} blocks are done already")
+        """
+
+    @hookspec
+    def lowbit_block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
+        """A decoder block was quantized and committed.
+
+        Example:
+            @hookimpl
+            def lowbit_block_quantized(block, blocks):
+                print(f"block {block.index + 1}/{blocks}: {block.seconds:.1f} s")
+        """
+
+    @hookspec
+    def lowbit_run_finished(self, result: Mapping[str, Any]) -> None:
+        """A run ended well; `result` is what the result file holds under the key `lowbit`.
+
+        Example:
+            @hookimpl
+            def lowbit_run_finished(result):
+                tracker.log(result["bits"])
+        """
+
+    @hookspec
+    def lowbit_run_failed(self, recipe: Mapping[str, Any], error: BaseException) -> None:
+        """A run ended with an error or an interrupt.
+
+        Example:
+            @hookimpl
+            def lowbit_run_failed(recipe, error):
+                tracker.alert(str(error))
+        """
+
+
+class DiagnosticHooks:
+    """Numbers that a plugin adds to the result."""
+
+    @hookspec
+    def lowbit_diagnostics(self, quantized: QuantizedWeight) -> Mapping[str, float]:
+        """Return numbers worth keeping about one quantized weight; empty for formats that are not yours.
+
+        Example:
+            @hookimpl
+            def lowbit_diagnostics(quantized):
+                if not isinstance(quantized, SignWeight):
+                    return {}
+                return {"positive share": quantized.signs.float().mean().item()}
+
+        Returns:
+            Numbers by name.
+        """
+        return {}
+
+
+HOOK_GROUPS: tuple[type, ...] = (RegistrationHooks, ChoiceHooks, EventHooks, DiagnosticHooks)

@@ -1,0 +1,1 @@
+"""Packed models: modules, kernels, the journal, checkpoints, and the transformers quantizer."""

@@ -1,0 +1,97 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lowbit.errors import LowbitError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name, flush it to the disk, and rename it.
+
+    Args:
+        path: Where the file appears once it is whole.
+        write: Writes the content to the path that it is given.
+
+    Raises:
+        LowbitError: The disk is full or the place cannot be written; no part of the file is left.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        write(temporary)
+        _flush(temporary)
+        temporary.replace(path)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise LowbitError(f"cannot write {path}: {error}; nothing half-written was left") from error
+        raise
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears under its name, flushed to the disk, when the context closes well.
+
+    Raises:
+        LowbitError: The disk is full or the place cannot be written; no part of the file is left.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise LowbitError(f"cannot write {path}: {error}; nothing half-written was left") from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, whole or not at all."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all; the bytes depend on names and values only."""
+    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    write_whole(path, lambda temporary: save_file(ordered, temporary, metadata={"format": "pt"}))
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents.
+
+    Raises:
+        LowbitError: The place cannot be written, or a file is in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LowbitError(f"cannot make the directory {path}: {error}") from error
+    if not os.access(path, os.W_OK):
+        raise LowbitError(f"the directory {path} cannot be written; choose another with --output_path or -o")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

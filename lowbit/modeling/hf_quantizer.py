@@ -1,0 +1,162 @@
+"""The transformers quantizer: `AutoModelForCausalLM.from_pretrained` and `save_pretrained` for lowbit checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+
+from lowbit.errors import CheckpointError
+from lowbit.modeling.module_entry import LoadedEntry, packed_module, read_entry, sentinel_name
+from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, QUANT_METHOD, LowbitConfig
+from lowbit.modeling.surgery import install_packed_modules, to_dense_modules
+from lowbit.models.checkpoint import read_header
+from lowbit.models.experts import use_expert_loop
+from lowbit.models.key_mapping import CONVERTS
+
+STORED_NAMES = {
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+}
+
+
+class LowbitHfQuantizer(HfQuantizer):
+    """Builds packed modules before weights are read, and makes sure that every one of them was filled from the file."""
+
+    requires_calibration = True
+
+    def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._entries: list[LoadedEntry] = []
+        self._ours: dict[str, torch.Tensor] = {}
+        self._wanted_dtype: torch.dtype | None = None
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse a checkpoint whose version or plugins this installation lacks, before anything is built."""
+        version = self.quantization_config.others.get("checkpoint_version", CHECKPOINT_VERSION)
+        if not isinstance(version, int) or version > CHECKPOINT_VERSION:
+            raise CheckpointError(
+                f"this checkpoint has version {version!r}; this lowbit reads up to {CHECKPOINT_VERSION}: upgrade lowbit"
+            )
+        modules = self.quantization_config.modules
+        if not isinstance(modules, dict) or not modules:
+            raise CheckpointError("quantization_config.modules is empty; this is no lowbit checkpoint")
+        self._entries = [read_entry(name, value) for name, value in modules.items()]
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Let the user choose the dtype of everything that is not quantized."""
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        use_expert_loop(model)
+        install_packed_modules(model, self._entries)
+        self._ours = self._packed_buffers(model)
+        files = kwargs.get("checkpoint_files")
+        if files:
+            self._check_files([str(file) for file in files])
+        return model
+
+    def _packed_buffers(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the buffers that must come from the file, by name."""
+        ours: dict[str, torch.Tensor] = {}
+        for entry in self._entries:
+            home = packed_module(entry.name, entry.fused)
+            buffers = model.get_submodule(home).named_buffers(recurse=False)
+            ours.update({f"{home}.{name}": buffer for name, buffer in buffers})
+            sentinel = sentinel_name(entry.name, entry.fused)
+            ours[sentinel] = model.get_buffer(sentinel)
+        return ours
+
+    def _check_files(self, files: Sequence[str]) -> None:
+        """Compare the declared tensors with the headers of the files: names, shapes and dtypes."""
+        from pathlib import Path
+
+        stored = {name: found for file in files for name, found in read_header(Path(file)).items()}
+        for name, buffer in self._ours.items():
+            if name not in stored:
+                raise CheckpointError(f"the checkpoint lacks the tensor {name}; it is incomplete, copy it again")
+            expected = (STORED_NAMES.get(buffer.dtype, str(buffer.dtype)), tuple(buffer.shape))
+            if stored[name] != expected:
+                raise CheckpointError(
+                    f"tensor {name} is {stored[name]} in the file, but the configuration says {expected}"
+                )
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if CONVERTS:
+            self._require_loaded(model)
+            # The parent's conversions (fusing experts, say) must not be undone on packed tensors by save_pretrained.
+            model._weight_conversions = []
+        elif self._wanted_dtype is not None:
+            _cast_others(model, self._wanted_dtype, set(self._ours))
+        return model
+
+    def _require_loaded(self, model: nn.Module) -> None:
+        state = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in self._ours}}
+        missing = [name for name, tensor in state.items() if not getattr(tensor, "_is_hf_initialized", False)]
+        if missing:
+            raise CheckpointError(f"the checkpoint lacks {len(missing)} tensors, such as {sorted(missing)[0]}")
+        for name, declared in self._ours.items():
+            if state[name].dtype != declared.dtype or state[name].shape != declared.shape:
+                raise CheckpointError(f"tensor {name} was loaded as {state[name].dtype} {tuple(state[name].shape)}")
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
+        """Keep packed tensors in the dtype of the file (transformers 5)."""
+        if converter.target_patterns[0] in self._ours:
+            return None
+        return super().get_new_dtype(converter, param, dtype)
+
+    def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
+        """Refuse a checkpoint that lacks tensors (transformers 4.57)."""
+        tied = set(getattr(model, "_tied_weights_keys", None) or [])
+        lacking = [name for name in missing_keys if name not in tied]
+        if lacking:
+            raise CheckpointError(f"the checkpoint lacks {len(lacking)} tensors, such as {sorted(lacking)[0]}")
+        return missing_keys
+
+    def update_expected_keys(self, model: Any, expected_keys: list[str], loaded_keys: list[str]) -> list[str]:
+        """Keep transformers 4.57 from casting scales: everything else is cast after loading."""
+        if not CONVERTS and self._wanted_dtype is None:
+            self._wanted_dtype = getattr(model.config, "_pre_quantization_dtype", None)
+            model.config._pre_quantization_dtype = None
+        return expected_keys
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """Packed models can be saved again."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Packed weights cannot be trained."""
+        return False
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        to_dense_modules(model, wanted or model.dtype)
+        return model
+
+
+def _cast_others(model: nn.Module, dtype: torch.dtype, ours: set[str]) -> None:
+    model.config._pre_quantization_dtype = dtype
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in ours and tensor.is_floating_point() and name in model.state_dict():
+            tensor.data = tensor.data.to(dtype)
+
+
+def register() -> None:
+    """Register configuration and quantizer with transformers; a second call does nothing."""
+    if QUANT_METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(QUANT_METHOD)(LowbitConfig)
+    if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantizer(QUANT_METHOD)(LowbitHfQuantizer)

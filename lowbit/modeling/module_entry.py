@@ -1,0 +1,102 @@
+"""What `quantization_config.modules` says of one quantized weight, read with suspicion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lowbit.contracts import FormatSpec, PackedWeight
+from lowbit.errors import CheckpointError, UnknownNameError
+from lowbit.models.experts import PACKED_SUFFIX
+from lowbit.registry import registry
+
+
+class ModuleEntry(BaseModel):
+    """One quantized weight in a checkpoint's configuration.
+
+    `sizes`, `dtypes` and `parameters` resolve the format's declaration; `fused` says that the weight is one expert's
+    part of a fused parameter; `plugin` names the distribution that registered the format.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str
+    format_version: int = Field(ge=1)
+    packer: str
+    sizes: dict[str, int]
+    dtypes: dict[str, str]
+    parameters: dict[str, int | float | str | bool]
+    plugin: str
+    fused: bool = False
+
+    def spec(self) -> FormatSpec:
+        """Return the resolved declaration."""
+        return FormatSpec(self.format, self.format_version, self.sizes, self.dtypes, self.parameters)
+
+
+@dataclass(frozen=True)
+class LoadedEntry:
+    """A module entry whose format and packer are available here."""
+
+    name: str
+    spec: FormatSpec
+    packer: str
+    fused: bool
+
+
+def entry_for(packed: PackedWeight, fused: bool) -> ModuleEntry:
+    """Describe a packed weight for the configuration."""
+    spec = packed.spec
+    return ModuleEntry(
+        format=spec.format,
+        format_version=spec.version,
+        packer=packed.packer,
+        sizes=dict(spec.sizes),
+        dtypes=dict(spec.dtypes),
+        parameters=dict(spec.parameters),
+        plugin=registry().source("format", spec.format).distribution,
+        fused=fused,
+    )
+
+
+def read_entry(name: str, value: Any) -> LoadedEntry:
+    """Check one entry of a checkpoint's configuration against the plugins at hand.
+
+    Raises:
+        CheckpointError: The entry is malformed, or its format is newer than or missing from this installation.
+    """
+    try:
+        entry = ModuleEntry.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"quantization_config.modules[{name!r}].{where}: {first['msg']}") from error
+    if any(size < 0 for size in entry.sizes.values()):
+        raise CheckpointError(f"quantization_config.modules[{name!r}] has a negative size")
+    try:
+        format_class = registry().format(entry.format)
+        if entry.packer != "plain":
+            registry().packer(entry.packer)
+    except UnknownNameError as error:
+        raise CheckpointError(
+            f"this checkpoint needs the plugin distribution {entry.plugin!r}, which is not installed here: {error}"
+        ) from error
+    if entry.format_version > format_class.version:
+        raise CheckpointError(
+            f"this checkpoint has format {entry.format} version {entry.format_version}; the installed "
+            f"{entry.plugin} reads versions up to {format_class.version}: upgrade it"
+        )
+    return LoadedEntry(name, entry.spec(), entry.packer, entry.fused)
+
+
+def packed_module(target: str, fused: bool) -> str:
+    """Return the name of the module that holds a target's packed tensors."""
+    parameter, _, expert = target.rpartition(".")
+    return f"{parameter}{PACKED_SUFFIX}.{expert}" if fused else target
+
+
+def sentinel_name(target: str, fused: bool) -> str:
+    """Return the name of the empty uint8 tensor that makes a loader without lowbit fail on this target."""
+    return target.rpartition(".")[0] if fused else f"{target}.weight"

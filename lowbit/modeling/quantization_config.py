@@ -1,0 +1,32 @@
+"""`quantization_config` of a lowbit checkpoint, as transformers reads and writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+QUANT_METHOD = "lowbit"
+CHECKPOINT_VERSION = 1
+
+
+class LowbitConfig(QuantizationConfigMixin):
+    """Holds whatever the checkpoint's configuration says; unknown keys are kept for newer versions.
+
+    Args:
+        modules: For each quantized weight its format, version and resolved sizes.
+        **others: Everything else: method, bits, calibration, bits report and so on.
+    """
+
+    def __init__(self, modules: dict[str, Any] | None = None, **others: Any) -> None:
+        self.quant_method = QUANT_METHOD
+        self.modules = modules or {}
+        others.pop("quant_method", None)
+        self.others = others
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"quant_method": QUANT_METHOD, "modules": self.modules, **self.others}
+
+    def __repr__(self) -> str:
+        return f"LowbitConfig(method={self.others.get('method')!r}, {len(self.modules)} quantized weights)"

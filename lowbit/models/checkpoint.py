@@ -1,0 +1,156 @@
+"""A parent checkpoint on disk: its safetensors files, their headers, and lazy access to single tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lowbit.errors import CheckpointError, LowbitError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+HASHED_PATTERNS = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.safetensors*")
+DOWNLOADED_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+class ParentCheckpoint:
+    """The safetensors files of a folder; every file's header is read, no weight is.
+
+    Args:
+        folder: The model's folder.
+
+    Raises:
+        CheckpointError: A file is absent, truncated or damaged, or the index disagrees with the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = _shards(folder)
+        self._file_of: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        for file in self.files:
+            for key, (dtype, shape) in read_header(file).items():
+                self._file_of[key] = file
+                self.dtypes[key], self.shapes[key] = dtype, shape
+        self._check_index()
+
+    def keys(self) -> Iterable[str]:
+        """Return every tensor name in the files."""
+        return self._file_of.keys()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._file_of
+
+    @contextmanager
+    def slices(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Open lazy slices of some tensors; nothing is read before a slice is indexed."""
+        with ExitStack() as stack:
+            handles: dict[Path, Any] = {}
+            found = {}
+            for key in keys:
+                file = self._file_of[key]
+                if file not in handles:
+                    handles[file] = stack.enter_context(safe_open(file, framework="pt"))
+                found[key] = handles[file].get_slice(key)
+            yield found
+
+    def tensor(self, key: str) -> Tensor:
+        """Return one tensor, mapped from the file rather than copied."""
+        with safe_open(self._file_of[key], framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(key)
+            return tensor
+
+    def bytes(self) -> int:
+        """Return the size of the safetensors files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def sha256(self) -> str:
+        """Return the hash of configuration, tokenizer and weights: the identity of the parent."""
+        digest = hashlib.sha256()
+        files = {file for pattern in HASHED_PATTERNS for file in self.folder.glob(pattern) if file.is_file()}
+        for file in sorted(files):
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            with file.open("rb") as content:
+                while chunk := content.read(1 << 22):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+    def _check_index(self) -> None:
+        index = self.folder / INDEX_FILE
+        if not index.exists():
+            return
+        promised = _weight_map(index)
+        absent = [key for key in promised if key not in self._file_of]
+        if absent:
+            raise CheckpointError(f"{index} names {len(absent)} tensors that are in no file, such as {absent[0]}")
+
+
+def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype name and shape of every tensor in a safetensors file, checked against the file's length.
+
+    Raises:
+        CheckpointError: The file is absent, truncated or damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as handle:
+            names = handle.keys()
+            slices = {name: handle.get_slice(name) for name in names}
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is missing, truncated or damaged: {error}") from error
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if not index.exists():
+        single = folder / SINGLE_FILE
+        if not single.exists():
+            raise CheckpointError(
+                f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; lowbit reads safetensors only (no pickled .bin)"
+            )
+        return [single]
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} points outside its folder: {name!r}")
+    return [folder / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no index with a weight_map: {error!r}") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
+    return weight_map
+
+
+def find_model_folder(path: str, revision: str | None) -> Path:
+    """Return the folder of a model: the path itself, or where the hub's files were downloaded to.
+
+    Raises:
+        LowbitError: The path is no model folder and no reachable hub id.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise LowbitError(f"{folder} has no config.json; give the folder of a Hugging Face model")
+        return folder
+    if folder.is_absolute() or path.startswith(".") or path.count("/") > 1:
+        raise LowbitError(f"model folder {path} does not exist")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=DOWNLOADED_PATTERNS))
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LowbitError(f"{path} is neither a folder here nor a model that could be downloaded: {first}") from error

@@ -1,0 +1,1 @@
+"""The whole run behind the Python API: quantize, load, bench."""

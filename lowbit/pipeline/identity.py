@@ -1,0 +1,54 @@
+"""What makes a run the same run: everything that decides the bytes of its checkpoint."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from lowbit.calibration import CalibrationTokens
+from lowbit.recipe import Recipe, canonical_sha256
+from lowbit.registry import Registry
+
+PACKAGES = ("lowbit", "torch", "transformers", "safetensors", "tokenizers")
+
+
+def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Return the installed versions of packages."""
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def plugin_versions(registry: Registry) -> dict[str, str]:
+    """Return the version of every plugin in use, by its name and distribution."""
+    return {f"{source.plugin} ({source.distribution})": source.version for source in registry.plugins}
+
+
+def calibration_record(tokens: CalibrationTokens | None, seed: int) -> dict[str, Any] | None:
+    """Describe calibration tokens, or return `None` without calibration."""
+    if tokens is None:
+        return None
+    samples, length = tokens.tokens.shape
+    return {
+        "name": tokens.name,
+        "n_samples": samples,
+        "seq_len": length,
+        "seed": seed,
+        "sha256": tokens.sha256,
+        "domain": tokens.domain,
+    }
+
+
+def run_signature(
+    recipe: Recipe, parent_sha256: str, calibration: dict[str, Any] | None, registry: Registry
+) -> dict[str, Any]:
+    """Return what a command must share with a journal or checkpoint to continue or reuse it."""
+    part = recipe.checkpoint_part()
+    if calibration is None:
+        part.pop("calibration")
+    part["model"] = {"sha256": parent_sha256}
+    return {
+        "recipe": part,
+        "recipe_sha256": canonical_sha256(part),
+        "calibration": calibration,
+        "versions": package_versions(),
+        "plugins": plugin_versions(registry),
+    }

@@ -1,0 +1,230 @@
+"""One quantization: from a recipe to a finished checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lowbit.calibration import CalibrationTokens, TokenRequest, load_calibration
+from lowbit.contracts import DataAccess, QuantizedBlock, QuantizedWeight, RunEvents
+from lowbit.embedded import calibration_path, model_path
+from lowbit.errors import LowbitError
+from lowbit.modeling.bits_report import BitsReport
+from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE, Provenance, write_checkpoint
+from lowbit.modeling.durable import make_directory, write_json
+from lowbit.modeling.journal import Journal, check_signature
+from lowbit.models.checkpoint import find_model_folder
+from lowbit.models.streamed import StreamedModel
+from lowbit.pipeline.identity import calibration_record, run_signature
+from lowbit.pipeline.resources import PeakMemory
+from lowbit.pipeline.targets import plan_for
+from lowbit.quantization.engine import Engine
+from lowbit.quantization.plan import QuantizationPlan
+from lowbit.recipe import Recipe
+from lowbit.registry import registry
+
+DEFAULT_CALIBRATION = "c4"
+
+
+@dataclass(frozen=True)
+class QuantizationOutcome:
+    """A finished checkpoint and what its making took.
+
+    Args:
+        checkpoint: The folder.
+        bits: Bits three ways.
+        coverage: Which share of the decoder is quantized.
+        calibration: The calibration tokens' record, or `None`.
+        layers: Per-layer reports.
+        signature: What decides the checkpoint's bytes.
+        cost: Seconds and peak memory, summed over interrupted runs; empty for a checkpoint that was found finished.
+    """
+
+    checkpoint: Path
+    bits: BitsReport
+    coverage: dict[str, Any]
+    calibration: dict[str, Any] | None
+    layers: list[dict[str, Any]]
+    signature: dict[str, Any]
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything that is known before the first weight is read."""
+
+    folder: Path
+    source: StreamedModel
+    plan: QuantizationPlan
+    calibration: CalibrationTokens | None
+    signature: dict[str, Any]
+
+
+def model_folder(recipe: Recipe) -> Path:
+    """Return the folder of a recipe's model; without one, the embedded model's."""
+    if recipe.model.path is None:
+        return model_path()
+    return find_model_folder(recipe.model.path, recipe.model.revision)
+
+
+def prepare(recipe: Recipe, device: str = "cpu") -> Preparation:
+    """Build the model's structure, the plan and the calibration tokens.
+
+    Raises:
+        LowbitError: The model, a rule or the calibration does not hold up.
+    """
+    if recipe.quantizer is None:
+        raise LowbitError(f"method {recipe.method!r} quantizes nothing; it can be benched, but not saved")
+    folder = model_folder(recipe)
+    source = StreamedModel(folder, recipe.model.trust_remote_code, device)
+    plan = plan_for(recipe, source.decoder, registry())
+    tokens = calibration_tokens(recipe, source, folder) if plan.needs_statistics else None
+    record = calibration_record(tokens, recipe.seed)
+    signature = run_signature(recipe, source.checkpoint.sha256(), record, registry())
+    return Preparation(folder, source, plan, tokens, signature)
+
+
+def calibration_tokens(recipe: Recipe, source: StreamedModel, folder: Path) -> CalibrationTokens:
+    """Load the calibration tokens of a recipe."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=recipe.model.trust_remote_code)
+    positions = getattr(source.config, "max_position_embeddings", None) or 2048
+    length = recipe.calibration.seq_len or min(2048, positions)
+    if length > positions:
+        raise LowbitError(f"--seq_len {length} exceeds the model's {positions} positions")
+    request = TokenRequest(recipe.calibration.n_samples, length, source.config.vocab_size, recipe.seed)
+    default = str(calibration_path()) if recipe.model.path is None else DEFAULT_CALIBRATION
+    return load_calibration(
+        recipe.calibration.source or default,
+        registry().calibration_source,
+        lambda text: list(tokenizer(text, verbose=False)["input_ids"]),
+        request,
+        DataAccess(recipe.eval.data_dir),
+    )
+
+
+def quantize_to(recipe: Recipe, output: Path, events: RunEvents, device: str = "cpu") -> QuantizationOutcome:
+    """Quantize a model into a checkpoint folder, continuing an interrupted run of the same command.
+
+    Args:
+        recipe: What to do.
+        output: Where the finished folder appears; the journal lies beside it as `<output>.partial` until then.
+        events: Observers.
+        device: Where blocks are worked on.
+
+    Raises:
+        LowbitError: Something a user can mend; finished blocks stay in the journal.
+    """
+    require_writable(output)
+    ready = prepare(recipe, device)
+    provenance = _provenance(recipe, ready)
+    journal = Journal(journal_path(output), recipe.packer.name, recipe.calibration.n_samples)
+    if is_finished(output, ready.signature):
+        journal.remove()
+        return read_outcome(output)
+    journal.open(ready.signature)
+    started = time.monotonic()
+    with PeakMemory() as memory:
+        engine = Engine(ready.source, ready.plan, journal, events, _diagnose, recipe.seed)
+        engine.run(None if ready.calibration is None else ready.calibration.tokens)
+        write_checkpoint(ready.source, journal, output, provenance, recipe.max_shard_size)
+    cost = {
+        "seconds": time.monotonic() - started,
+        "block_seconds": sum(report["seconds"] for report in journal.reports()),
+        "peak_memory_bytes": memory.peak_bytes,
+        "peak_memory_above_start_bytes": memory.peak_bytes - memory.start_bytes,
+        "peak_device_memory_bytes": memory.device_bytes,
+    }
+    write_json(cost_path(output), cost)
+    journal.remove()
+    return read_outcome(output)
+
+
+def journal_path(output: Path) -> Path:
+    """Return where the journal of a checkpoint lies while it is made."""
+    return output.with_name(output.name + ".partial")
+
+
+def cost_path(output: Path) -> Path:
+    """Return where seconds and memory of a checkpoint's making are kept, outside its folder."""
+    return output.with_name(output.name + ".cost.json")
+
+
+def require_writable(output: Path) -> None:
+    """Check that a checkpoint can be put at `output`.
+
+    Raises:
+        LowbitError: Its parent cannot be written, or something else is there.
+    """
+    make_directory(output.parent)
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / PROVENANCE_FILE).is_file()):
+        raise LowbitError(f"{output} exists and is no lowbit checkpoint; choose another output")
+
+
+def is_finished(output: Path, signature: dict[str, Any]) -> bool:
+    """Say whether the same command finished this checkpoint before.
+
+    Raises:
+        LowbitError: Another recipe made it; the message lists the differing keys.
+    """
+    provenance = output / PROVENANCE_FILE
+    if not provenance.is_file():
+        return False
+    check_signature(json.loads(provenance.read_text(encoding="utf-8"))["signature"], signature, output)
+    return True
+
+
+def read_outcome(checkpoint: Path) -> QuantizationOutcome:
+    """Read back what a finished checkpoint says of itself."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    provenance = json.loads((checkpoint / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    cost = cost_path(checkpoint)
+    return QuantizationOutcome(
+        checkpoint=checkpoint,
+        bits=BitsReport.model_validate(config["bits_report"]),
+        coverage=config["coverage"],
+        calibration=config["calibration"],
+        layers=provenance["layers"],
+        signature=provenance["signature"],
+        cost=json.loads(cost.read_text(encoding="utf-8")) if cost.is_file() else {},
+    )
+
+
+def _provenance(recipe: Recipe, ready: Preparation) -> Provenance:
+    return Provenance(
+        recipe=recipe.checkpoint_part(),
+        signature=ready.signature,
+        calibration=ready.signature["calibration"],
+        coverage=ready.plan.coverage().to_dict(),
+        parent=ready.folder.name,
+    )
+
+
+def _diagnose(quantized: QuantizedWeight) -> dict[str, float]:
+    merged: dict[str, float] = {}
+    for numbers in registry().hook.lowbit_diagnostics(quantized=quantized):
+        merged.update(numbers)
+    return merged
+
+
+class HookEvents:
+    """Passes the engine's events on to plugins.
+
+    Args:
+        recipe: The run's recipe.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe.to_dict()
+
+    def run_started(self, blocks: int, finished: int) -> None:
+        """Pass on that a run starts."""
+        registry().hook.lowbit_run_started(recipe=self._recipe, blocks=blocks, finished=finished)
+
+    def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
+        """Pass on that a block was committed."""
+        registry().hook.lowbit_block_quantized(block=block, blocks=blocks)

@@ -1,0 +1,1 @@
+"""The block-by-block engine and what several quantizers share."""

@@ -1,0 +1,200 @@
+"""The quantization engine: blocks in order, each from its inputs to its committed packed form."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.calibration import BlockObserver
+from lowbit.contracts import (
+    BlockStore,
+    LayerReport,
+    LayerStatistics,
+    QuantizedBlock,
+    QuantizedWeight,
+    RunEvents,
+    StatisticsNeed,
+    WeightQuantizer,
+)
+from lowbit.errors import LowbitError
+from lowbit.models import WeightTarget, read_weight, write_weight
+from lowbit.models.capture import BlockCall
+from lowbit.quantization.plan import QuantizationPlan
+
+
+class BlockwiseModel(Protocol):
+    """A model whose blocks are in memory only while they are worked on."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The whole model; what is not loaded is on the meta device."""
+
+    def block(self, index: int) -> AbstractContextManager[nn.Module]:
+        """Load a block as float32 for the time of the context."""
+
+    def untouched(self, index: int, targets: Sequence[str]) -> dict[str, Tensor]:
+        """Return a block's tensors that belong to none of the parameters named, in their stored dtype."""
+
+    def calls(self, tokens: Tensor, on_entry: Callable[[Tensor], None] | None) -> list[BlockCall]:
+        """Record how the model calls its blocks.
+
+        Args:
+            tokens: int64 [samples, length]; only the first sample is used unless `on_entry` is given.
+            on_entry: Called with the hidden states [1, length, hidden] that enter the first block, sample by sample.
+        """
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Quantizes a decoder block by block.
+
+    Memory holds one block, the sums of its statistics and one sample's activations at a time; the activations between
+    blocks lie in the store. With statistics, each block is run twice on the inputs that the quantized blocks before it
+    produced: once as it was, to see what enters its layers, and once quantized, for the next block.
+
+    Args:
+        source: The model.
+        plan: Which quantizer works on which target.
+        store: Where finished blocks and activations are kept.
+        events: Observers.
+        diagnose: Returns plugins' numbers about one quantized weight.
+        seed: Decides the quantizers' random draws, together with each target's name.
+    """
+
+    source: BlockwiseModel
+    plan: QuantizationPlan
+    store: BlockStore
+    events: RunEvents
+    diagnose: Callable[[QuantizedWeight], Mapping[str, float]]
+    seed: int
+
+    def run(self, tokens: Tensor | None) -> None:
+        """Quantize every block that the store does not hold yet.
+
+        Args:
+            tokens: Calibration tokens int64 [samples, length]; needed if any quantizer needs statistics.
+
+        Raises:
+            LowbitError: A weight is not finite, or a quantizer breaks its contract.
+        """
+        blocks = len(self.plan.blocks)
+        finished = self.store.finished()
+        self.events.run_started(blocks, finished)
+        if finished == blocks:
+            return
+        calls = self._prepare_calls(tokens, finished) if self.plan.needs_statistics else None
+        for index in range(finished, blocks):
+            block = self._quantize_block(index, calls)
+            self.store.commit(block)
+            self.events.block_quantized(block, blocks)
+
+    def _prepare_calls(self, tokens: Tensor | None, finished: int) -> list[BlockCall]:
+        if tokens is None:
+            raise LowbitError("this method needs calibration data: give --calibration NAME or a file")
+        if self.store.has_activations(finished):
+            return self.source.calls(tokens, None)
+        if finished:
+            raise LowbitError(f"the journal lacks the inputs of block {finished}; delete it and start again")
+        with self.store.write_activations(0) as writer:
+            return self.source.calls(tokens, writer.append)
+
+    @torch.no_grad()
+    def _quantize_block(self, index: int, calls: list[BlockCall] | None) -> QuantizedBlock:
+        started = time.monotonic()
+        targets = [t for t in self.plan.blocks[index] if t.name in self.plan.quantizers]
+        with self.source.block(index) as block:
+            observer = BlockObserver(self.source.model, self.plan.needs(index))
+            if calls is not None and not observer.idle:
+                for hidden in self.store.activations(index):
+                    with observer.watching():
+                        calls[index].run(block, hidden)
+            weights: dict[str, QuantizedWeight] = {}
+            reports = []
+            for target in targets:
+                weights[target.name], report = self._quantize_target(target, observer, calls is not None)
+                reports.append(report)
+            untouched = self.source.untouched(index, [target.parameter_name for target in targets])
+            if calls is not None and index + 1 < len(self.plan.blocks):
+                self._advance(index, block, calls[index])
+        fused = frozenset(target.name for target in targets if target.expert is not None)
+        return QuantizedBlock(index, weights, fused, untouched, tuple(reports), time.monotonic() - started)
+
+    def _advance(self, index: int, block: nn.Module, call: BlockCall) -> None:
+        """Store what the quantized block makes of its inputs."""
+        with self.store.write_activations(index + 1) as writer:
+            for hidden in self.store.activations(index):
+                writer.append(call.run(block, hidden))
+
+    def _quantize_target(
+        self, target: WeightTarget, observer: BlockObserver, keep: bool
+    ) -> tuple[QuantizedWeight, LayerReport]:
+        quantizer = self.plan.quantizers[target.name]
+        weight = read_weight(self.source.model, target).contiguous()
+        _require_finite(weight, target.name)
+        statistics = observer.statistics(target)
+        quantized = _checked(quantizer, weight, statistics, self._generator(target.name), target)
+        dense = quantized.dequantize()
+        report = LayerReport(
+            name=target.name,
+            weights=target.weights,
+            nominal_bits=quantized.nominal_bits,
+            relative_error=_relative_error(weight, dense),
+            calibration_tokens=_tokens(quantizer, statistics),
+            diagnostics=self.diagnose(quantized),
+        )
+        if keep:
+            write_weight(self.source.model, target, dense)
+        return quantized, report
+
+    def _generator(self, name: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _checked(
+    quantizer: WeightQuantizer,
+    weight: Tensor,
+    statistics: LayerStatistics | None,
+    generator: torch.Generator,
+    target: WeightTarget,
+) -> QuantizedWeight:
+    """Quantize, and hold the quantizer to its contract."""
+    quantized = quantizer.quantize(weight, statistics, generator)
+    if not isinstance(quantized, QuantizedWeight):
+        raise LowbitError(
+            f"quantizer {quantizer.name} returned {type(quantized).__name__} for {target.name}; it must return a QuantizedWeight"
+        )
+    expected = (target.out_features, target.in_features)
+    try:
+        shape = quantized.shape
+    except ValueError as error:
+        raise LowbitError(f"quantizer {quantizer.name} broke its format on {target.name}: {error}") from error
+    if shape != expected:
+        raise LowbitError(f"quantizer {quantizer.name} returned shape {shape} for {target.name}; expected {expected}")
+    return quantized
+
+
+def _require_finite(weight: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise LowbitError(
+            f"weight {name} has {bad} values that are NaN or infinite; the parent checkpoint is damaged, so nothing was quantized from it"
+        )
+
+
+def _relative_error(weight: Tensor, dense: Tensor) -> float:
+    norm = float(weight.square().sum())
+    return float((weight - dense).square_().sum()) / norm if norm else 0.0
+
+
+def _tokens(quantizer: WeightQuantizer, statistics: LayerStatistics | None) -> int | None:
+    if quantizer.needs is StatisticsNeed.NONE:
+        return None
+    return 0 if statistics is None else statistics.tokens

@@ -1,0 +1,66 @@
+"""Groups of columns that share scales; the last group of a row may be shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator
+from torch import Tensor
+
+
+def _check_group_size(value: int) -> int:
+    if value < 1 and value != -1:
+        raise ValueError("must be a positive number of columns, or -1 for one group a row")
+    return value
+
+
+GroupSize = Annotated[int, AfterValidator(_check_group_size)]
+
+CHUNK_ELEMENTS = 2**19
+
+
+def group_count(length: int, group_size: int) -> int:
+    """Return how many groups a row has; a `group_size` of -1 means one group for the whole row."""
+    return 1 if group_size == -1 else -(-length // group_size)
+
+
+def to_groups(weight: Tensor, group_size: int) -> Tensor:
+    """Split rows into groups, filling a shorter last group with zeros.
+
+    Args:
+        weight: [out, in].
+        group_size: Columns a group, or -1 for the whole row.
+
+    Returns:
+        [out, groups, group_size].
+    """
+    out, length = weight.shape
+    size = length if group_size == -1 else group_size
+    groups = group_count(length, group_size)
+    padded = torch.nn.functional.pad(weight, (0, groups * size - length))
+    return padded.reshape(out, groups, size)
+
+
+def from_groups(grouped: Tensor, length: int) -> Tensor:
+    """Undo `to_groups`: [out, groups, group_size] to [out, length]."""
+    return grouped.reshape(grouped.shape[0], -1)[:, :length]
+
+
+def repeat_groups(scales: Tensor, group_size: int, length: int) -> Tensor:
+    """Repeat each group's scale for its columns: [out, groups] to [out, length]."""
+    if group_size == -1:
+        return scales.expand(-1, length)
+    return scales.repeat_interleave(group_size, dim=1)[:, :length]
+
+
+def row_chunks(weight: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same few consecutive rows of every tensor, so that temporaries stay in cache and memory bounded.
+
+    Args:
+        weight: [out, in]; its width decides how many rows a chunk has.
+        *others: Tensors with as many rows.
+    """
+    rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[1]))
+    yield from zip(*(tensor.split(rows) for tensor in (weight, *others)), strict=True)

@@ -1,0 +1,106 @@
+"""`Recipe`: the whole of a run in one pydantic model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from lowbit.recipe.evaluation import EvaluationSettings
+from lowbit.recipe.rules import Rule
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Backend = Literal["dense", "packed"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ModelSettings(_Section):
+    """Which model is quantized and how it is loaded."""
+
+    path: str | None = Field(None, description="folder or hub id of the parent; none means the embedded model")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Dtype = Field("auto", description="dtype of evaluation; auto is the one the checkpoint was stored in")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+
+
+class CalibrationSettings(_Section):
+    """Which tokens a quantizer's statistics come from."""
+
+    source: str | None = Field(None, description="registered name, or a .txt, .jsonl or .npz file")
+    n_samples: int = Field(128, ge=1, description="how many sequences")
+    seq_len: int | None = Field(None, ge=2, description="tokens a sequence; none means min(2048, model's positions)")
+
+
+class QuantizerSettings(BaseModel):
+    """Which weight quantizer runs, and its options beside the name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options without the name."""
+        return dict(self.model_extra or {})
+
+
+class PackerSettings(_Section):
+    """Which packer lays out the quantized weights."""
+
+    name: str = Field("plain", description="registered packer; `plain` serves every format")
+
+
+class Recipe(_Section):
+    """A whole run: model, data, method, seed and evaluation.
+
+    `quantizer` is `None` for the unquantized parent. `eval` has exactly lm-eval's names.
+    """
+
+    version: Literal[1] = 1
+    method: str
+    model: ModelSettings = ModelSettings()
+    seed: int = Field(0, ge=0, description="decides every random draw of the quantization")
+    calibration: CalibrationSettings = CalibrationSettings()
+    quantizer: QuantizerSettings | None = None
+    packer: PackerSettings = PackerSettings()
+    rules: tuple[Rule, ...] = ()
+    modules_to_not_convert: tuple[str, ...] = Field(
+        (),
+        description="names or patterns of layers to leave as they are",
+        validation_alias=AliasChoices("modules_to_not_convert", "ignore"),
+    )
+    eval: EvaluationSettings = EvaluationSettings()
+    backend: Backend = Field("dense", description="evaluate dequantized weights, or packed ones through the kernel")
+    max_shard_size: int = Field(2_000_000_000, ge=1, description="bytes of a safetensors file before it is split")
+    output_path: Path | None = Field(None, description="where results go")
+
+    def all_rules(self) -> tuple[Rule, ...]:
+        """Return `modules_to_not_convert` as rules, followed by the recipe's own."""
+        return (*(Rule(match=pattern, skip=True) for pattern in self.modules_to_not_convert), *self.rules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, defaults included."""
+        return self.model_dump(mode="json")
+
+    def sha256(self) -> str:
+        """Return the hash of the canonical JSON of the whole recipe: the run's id."""
+        return canonical_sha256(self.to_dict())
+
+    def checkpoint_part(self) -> dict[str, Any]:
+        """Return the keys that decide the bytes of the checkpoint."""
+        keys = ("version", "method", "seed", "quantizer", "packer", "rules", "modules_to_not_convert", "max_shard_size")
+        whole = self.to_dict()
+        model = {key: whole["model"][key] for key in ("path", "revision")}
+        return {"model": model, "calibration": whole["calibration"], **{key: whole[key] for key in keys}}
+
+
+def canonical_sha256(value: Any) -> str:
+    """Return the sha256 of a JSON value with sorted keys and no blanks."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

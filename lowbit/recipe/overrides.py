@@ -1,0 +1,71 @@
+"""Overrides from the command line: `--set a.b=c`, for all methods or for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from lowbit.errors import LowbitError
+
+
+@dataclass(frozen=True)
+class Override:
+    """One `--set`.
+
+    Args:
+        path: Keys from the outermost inwards.
+        value: The parsed YAML value.
+        method: The only method it applies to, or `None` for all.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    method: str | None = None
+
+
+def parse_override(text: str) -> Override:
+    """Parse `a.b=value` or `method:a.b=value`; the value is YAML.
+
+    Raises:
+        LowbitError: There is no `=`, a key is empty, or the value is no YAML.
+    """
+    key, separator, value = text.partition("=")
+    method, colon, path = key.rpartition(":")
+    parts = tuple(part.strip() for part in path.split("."))
+    if not separator or not all(parts) or (colon and not method.strip()):
+        raise LowbitError(
+            f"--set {text!r}: expected KEY.KEY=VALUE or METHOD:KEY.KEY=VALUE, such as quantizer.group_size=128"
+        )
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise LowbitError(f"--set {text!r}: the value is no YAML: {str(error).splitlines()[0]}") from error
+    return Override(parts, parsed, method.strip() or None)
+
+
+def apply_overrides(recipe: Mapping[str, Any], overrides: Iterable[Override], method: str) -> dict[str, Any]:
+    """Return `recipe` with the overrides that apply to `method`; those for one method win over those for all."""
+    result = dict(recipe)
+    relevant = [override for override in overrides if override.method in (None, method)]
+    for override in sorted(relevant, key=lambda o: o.method is not None):
+        result = merge(result, _nested(override.path, override.value))
+    return result
+
+
+def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `extra` laid over it, mappings merged key by key."""
+    result = dict(base)
+    for key, value in extra.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    result: dict[str, Any] = value
+    return result

@@ -1,0 +1,48 @@
+"""Rules: exceptions by module name."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+
+class Rule(BaseModel):
+    """What happens to the layers whose name matches; the first rule that matches a layer wins.
+
+    `match` is a shell-style pattern (`*` also crosses dots), a plain name or its last parts (`lm_head`, `mlp.down_proj`),
+    or a regular expression after `re:`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    match: str
+    skip: bool = Field(
+        False, description="leave these layers as they are", validation_alias=AliasChoices("skip", "ignore")
+    )
+    quantizer: dict[str, Any] | None = Field(None, description="options that differ here; with `name`, another quantizer")
+
+    @model_validator(mode="after")
+    def _does_one_thing(self) -> Rule:
+        if self.skip == (self.quantizer is not None):
+            raise ValueError(f"rule for {self.match!r} must either set `skip: true` or give a `quantizer`, not both")
+        if self.match.startswith("re:"):
+            try:
+                re.compile(self.match[3:])
+            except re.error as error:
+                raise ValueError(f"rule pattern {self.match!r} is no regular expression: {error}") from error
+        return self
+
+    def matches(self, name: str) -> bool:
+        """Say whether a layer's name matches."""
+        if self.match.startswith("re:"):
+            return re.search(self.match[3:], name) is not None
+        return fnmatch.fnmatchcase(name, self.match) or name == self.match or name.endswith("." + self.match)
+
+
+def first_match(rules: Sequence[Rule], name: str) -> int | None:
+    """Return the position of the first rule that matches a name, or `None`."""
+    return next((position for position, rule in enumerate(rules) if rule.matches(name)), None)

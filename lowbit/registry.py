@@ -1,0 +1,291 @@
+"""The plugin manager: who brings which quantizer, format, packer, kernel, method and calibration source."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from lowbit.errors import LowbitError, UnknownNameError
+from lowbit.hookspecs import HOOK_GROUPS
+
+if TYPE_CHECKING:
+    from lowbit.contracts import CalibrationSource, Kernel, Method, Packer, QuantizedWeight, WeightQuantizer
+
+ENTRY_POINT_GROUP = "lowbit"
+PLUGINS_VARIABLE = "LOWBIT_PLUGINS"
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class PluginSource:
+    """Where a plugin came from.
+
+    Args:
+        plugin: Name of the entry point, module or file.
+        distribution: Name of the installed distribution, or the file or module that was asked for.
+        version: Version of the distribution; empty for a file or module.
+    """
+
+    plugin: str
+    distribution: str
+    version: str = ""
+
+    def __str__(self) -> str:
+        version = f" {self.version}" if self.version else ""
+        return f"{self.plugin!r} of {self.distribution}{version}"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Something a plugin registered, and the plugin."""
+
+    item: Any
+    source: PluginSource
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """An entry point that could not be used, and why."""
+
+    source: PluginSource
+    reason: str
+
+
+class Registry:
+    """Looks up by name what plugins registered.
+
+    Every kind of thing has one table of unique names; a clash, a misspelled hook and an unknown name are errors that
+    name the distributions involved.
+    """
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager("lowbit")
+        for group in HOOK_GROUPS:
+            self._manager.add_hookspecs(group)
+        self._sources: dict[str, PluginSource] = {}
+        self._tables: dict[str, dict[str, Registered]] | None = None
+        self.broken: list[BrokenPlugin] = []
+
+    @property
+    def hook(self) -> Any:
+        """The callable hooks (`registry.hook.lowbit_diagnostics(quantized=...)`)."""
+        return self._manager.hook
+
+    @property
+    def plugins(self) -> tuple[PluginSource, ...]:
+        """Every plugin that is in use, in the order of registration."""
+        return tuple(self._sources.values())
+
+    def load_entry_points(self) -> None:
+        """Register every installed plugin; one that cannot be used is left out with a warning that names it."""
+        found = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+        for entry in sorted(found, key=lambda e: (e.dist.name if e.dist else "", e.name)):
+            source = PluginSource(entry.name, entry.dist.name if entry.dist else "?", entry.dist.version if entry.dist else "")
+            if source in self._sources.values():
+                continue
+            try:
+                self.register(entry.load(), source)
+            except Exception as error:
+                broken = BrokenPlugin(source, f"{type(error).__name__}: {error}")
+                self.broken.append(broken)
+                warnings.warn(f"plugin {source} is not used: {broken.reason}", stacklevel=2)
+
+    def load(self, target: str) -> None:
+        """Register an un-packaged plugin: a Python file or the name of an importable module.
+
+        Raises:
+            LowbitError: The file or module is absent, fails to import, or has a misspelled hook.
+        """
+        is_file = target.endswith(".py") or os.sep in target
+        source = PluginSource(Path(target).stem if is_file else target, target)
+        if source in self._sources.values():
+            return
+        try:
+            module = _module_from_file(Path(target)) if is_file else importlib.import_module(target)
+        except LowbitError:
+            raise
+        except Exception as error:
+            raise LowbitError(f"plugin {target} cannot be imported: {type(error).__name__}: {error}") from error
+        self.register(module, source)
+
+    def register(self, plugin: object, source: PluginSource) -> None:
+        """Register a module or object with hook implementations.
+
+        Raises:
+            LowbitError: A hook name is misspelled, takes unknown arguments, or clashes with another plugin's name.
+        """
+        key = f"{source.distribution}:{source.plugin}"
+        try:
+            self._manager.register(plugin, name=key)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            self._forget(plugin)
+            raise LowbitError(f"plugin {source}: {_hook_problem(error, self._hook_names())}") from error
+        self._sources[key] = source
+        self._tables = None
+        try:
+            self._build_tables()
+        except LowbitError:
+            self._forget(plugin)
+            del self._sources[key]
+            self._tables = None
+            raise
+
+    def _forget(self, plugin: object) -> None:
+        if self._manager.is_registered(plugin):
+            self._manager.unregister(plugin)
+
+    def _hook_names(self) -> list[str]:
+        return [name for group in HOOK_GROUPS for name in vars(group) if name.startswith("lowbit_")]
+
+    def quantizer(self, name: str) -> type[WeightQuantizer]:
+        """Return the weight quantizer of that name."""
+        return self._look_up("weight quantizer", name)
+
+    def format(self, name: str) -> type[QuantizedWeight]:
+        """Return the format class of that name."""
+        return self._look_up("format", name)
+
+    def packer(self, name: str) -> type[Packer]:
+        """Return the packer class of that name."""
+        return self._look_up("packer", name)
+
+    def method(self, name: str) -> Method:
+        """Return the method of that name."""
+        return self._look_up("method", name)
+
+    def calibration_source(self, name: str) -> type[CalibrationSource]:
+        """Return the calibration source of that name."""
+        return self._look_up("calibration source", name)
+
+    def kernels(self) -> list[type[Kernel]]:
+        """Return every kernel class, highest priority first."""
+        found = [entry.item for entry in self.table("kernel").values()]
+        return sorted(found, key=lambda kernel: (-kernel.priority, kernel.name))
+
+    def methods(self) -> list[Method]:
+        """Return every method, by name."""
+        return [entry.item for _, entry in sorted(self.table("method").items())]
+
+    def source(self, kind: str, name: str) -> PluginSource:
+        """Return the plugin that registered a name."""
+        return self.table(kind)[name].source
+
+    def table(self, kind: str) -> Mapping[str, Registered]:
+        """Return everything of one kind by name; the kinds are the keys of `KINDS`."""
+        if self._tables is None:
+            self._build_tables()
+        assert self._tables is not None
+        return self._tables[kind]
+
+    def _look_up(self, kind: str, name: str) -> Any:
+        known = self.table(kind)
+        if name in known:
+            return known[name].item
+        raise UnknownNameError(unknown_name(kind, name, known) + self._broken_hint())
+
+    def _broken_hint(self) -> str:
+        if not self.broken:
+            return ""
+        return " Plugins that could not be used: " + "; ".join(f"{b.source} ({b.reason})" for b in self.broken) + "."
+
+    def _build_tables(self) -> None:
+        tables: dict[str, dict[str, Registered]] = {}
+        for kind, (hook, name_of) in KINDS.items():
+            table = tables.setdefault(kind, {})
+            for implementation in getattr(self.hook, hook).get_hookimpls():
+                source = self._sources.get(implementation.plugin_name, PluginSource(implementation.plugin_name, "?"))
+                for item in implementation.function() or ():
+                    _add(table, kind, name_of(item), Registered(item, source))
+        self._tables = tables
+
+
+def _add(table: dict[str, Registered], kind: str, name: str, entry: Registered) -> None:
+    if name in table:
+        raise LowbitError(
+            f"two plugins register a {kind} named {name!r}: {table[name].source} and {entry.source}; "
+            "uninstall one of them or rename it there"
+        )
+    table[name] = entry
+
+
+def _name(item: Any) -> str:
+    return _require_name(item, "name")
+
+
+def _format_name(item: Any) -> str:
+    return _require_name(item, "format")
+
+
+def _require_name(item: Any, attribute: str) -> str:
+    name = getattr(item, attribute, None)
+    if not isinstance(name, str) or not name:
+        raise LowbitError(f"{getattr(item, '__name__', item)!r} carries no {attribute!r}: set it to a non-empty string")
+    return name
+
+
+KINDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "weight quantizer": ("lowbit_weight_quantizers", _name),
+    "format": ("lowbit_formats", _format_name),
+    "packer": ("lowbit_packers", _name),
+    "kernel": ("lowbit_kernels", _name),
+    "method": ("lowbit_methods", _name),
+    "calibration source": ("lowbit_calibration_sources", _name),
+}
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that a name is unknown and which known ones are nearest."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(names) or 'none'}."
+    return f"there is no {kind} named {name!r}; {hint}"
+
+
+def _hook_problem(error: pluggy.PluginValidationError, hooks: Iterable[str]) -> str:
+    text = str(error)
+    unknown = next((word.strip("'\"") for word in text.split() if word.strip("'\"").startswith("lowbit_")), "")
+    if "unknown hook" not in text:
+        return " ".join(text.split())
+    return unknown_name("hook", unknown, hooks)
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise LowbitError(f"plugin file {path} does not exist; give a .py file or the name of an importable module")
+    name = f"lowbit_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise LowbitError(f"plugin file {path} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@cache
+def registry() -> Registry:
+    """Return the process's registry, with installed plugins and those of `LOWBIT_PLUGINS` (comma-separated) loaded."""
+    made = Registry()
+    made.load_entry_points()
+    for target in filter(None, (part.strip() for part in os.environ.get(PLUGINS_VARIABLE, "").split(","))):
+        made.load(target)
+    return made

@@ -1,0 +1,39 @@
+"""DB-LLM (arXiv 2402.11960) for lowbit: Flexible Dual Binarization, its format and its bit-plane packer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lowbit import Method, Packer, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit_dbllm.diagnostics import lowbit_diagnostics
+from lowbit_dbllm.format import DualBinaryWeight
+from lowbit_dbllm.packer import BitPlanePacker
+from lowbit_dbllm.quantizer import FlexibleDualBinarization
+
+__all__ = ["BitPlanePacker", "DualBinaryWeight", "FlexibleDualBinarization", "lowbit_diagnostics"]
+
+
+@hookimpl
+def lowbit_weight_quantizers() -> Iterator[type[WeightQuantizer]]:
+    """Register Flexible Dual Binarization."""
+    yield FlexibleDualBinarization
+
+
+@hookimpl
+def lowbit_formats() -> Iterator[type[QuantizedWeight]]:
+    """Register the dual-binary format."""
+    yield DualBinaryWeight
+
+
+@hookimpl
+def lowbit_packers() -> Iterator[type[Packer]]:
+    """Register the bit-plane packer."""
+    yield BitPlanePacker
+
+
+@hookimpl
+def lowbit_methods() -> Iterator[Method]:
+    """Register DB-LLM and its post-training form."""
+    post_training = "Flexible Dual Binarization without training: two bit planes, two scales a group of 64"
+    yield Method("dbllm", quantizer="fdb", packer="bit-planes", description=post_training, default=True)
+    yield Method("dbllm-ptq", quantizer="fdb", packer="bit-planes", description=post_training)

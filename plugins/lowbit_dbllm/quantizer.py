@@ -1,0 +1,92 @@
+"""Flexible Dual Binarization (FDB) as post-training quantization."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from lowbit import GroupSize, LayerStatistics, ScaleDtype, WeightQuantizer, from_groups, row_chunks, storable_dtype, to_groups
+from lowbit_dbllm.format import DualBinaryWeight
+from lowbit_dbllm.levels import alternate, assign_codes, grid_search, is_ordered, squared_error
+
+Orientation = Literal["positive", "negative", "per-group"]
+
+
+class FlexibleDualBinarization(WeightQuantizer):
+    """Splits a 2-bit weight into two {0, 1} planes with one pair of real scales a group (DB-LLM, arXiv 2402.11960).
+
+    The paper starts from alpha1 = 2s, alpha2 = -s. It does not say which s; `minmax` takes half of the largest
+    magnitude, `mse` the s of least squared error and then fits both scales freely. The paper's grid reaches further on
+    the positive side; choosing its side by group is our extension (`orientation="per-group"`).
+    """
+
+    name: ClassVar[str] = "fdb"
+
+    class Config(BaseModel):
+        """Options of Flexible Dual Binarization."""
+
+        group_size: GroupSize = Field(64, description="columns that share a pair of scales; -1 for whole rows")
+        scale_init: Literal["minmax", "mse"] = Field("mse", description="how the scales are found")
+        orientation: Orientation = Field("per-group", description="on which side of zero the grid reaches further")
+        grid_candidates: int = Field(32, ge=2, le=1024, description="scales tried by the grid search of `mse`")
+        iterations: int = Field(20, ge=0, le=1000, description="most rounds of alternating least squares of `mse`")
+        scale_dtype: ScaleDtype = Field("float16", description="stored dtype of the scales")
+
+    def quantize(
+        self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
+    ) -> DualBinaryWeight:
+        """Quantize a matrix [out, in]; neither statistics nor random numbers are used."""
+        fitted = [self._fit(to_groups(rows, self.config.group_size)) for (rows,) in row_chunks(weight)]
+        alpha1 = torch.cat([pair[0] for pair in fitted])  # [out, groups]
+        alpha2 = torch.cat([pair[1] for pair in fitted])  # [out, groups]
+        dtype = _ordered_dtype(self.config.scale_dtype, alpha1, alpha2)
+        alpha1, alpha2 = alpha1.to(dtype), alpha2.to(dtype)
+        planes = [_codes(*chunk, self.config.group_size) for chunk in row_chunks(weight, alpha1, alpha2)]
+        return DualBinaryWeight(
+            plane1=torch.cat([pair[0] for pair in planes]),
+            plane2=torch.cat([pair[1] for pair in planes]),
+            alpha1=alpha1,
+            alpha2=alpha2,
+            group_size=self.config.group_size,
+        )
+
+    def _fit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both scales [rows, groups] of groups [rows, groups, group_size], signed by their orientation."""
+        signs = {"positive": (1,), "negative": (-1,), "per-group": (1, -1)}[self.config.orientation]
+        best1, best2, best_error = self._fit_oriented(groups * signs[0])
+        best1, best2 = best1 * signs[0], best2 * signs[0]
+        for sign in signs[1:]:
+            alpha1, alpha2, error = self._fit_oriented(groups * sign)
+            better = error < best_error
+            best1, best2 = torch.where(better, alpha1 * sign, best1), torch.where(better, alpha2 * sign, best2)
+            best_error = torch.where(better, error, best_error)
+        return best1.squeeze(-1), best2.squeeze(-1)
+
+    def _fit_oriented(self, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return alpha1, alpha2 and the squared error in the plain orientation, each [rows, groups, 1]."""
+        if self.config.scale_init == "minmax":
+            scale = groups.abs().amax(-1, keepdim=True) / 2
+            codes = assign_codes(groups, 2 * scale, -scale)
+            return 2 * scale, -scale, squared_error(groups, *codes, 2 * scale, -scale)
+        scale, _ = grid_search(groups, self.config.grid_candidates)
+        return alternate(groups, 2 * scale, -scale, self.config.iterations)
+
+
+def _ordered_dtype(wanted: ScaleDtype, alpha1: Tensor, alpha2: Tensor) -> torch.dtype:
+    """Return the dtype to store the scales in: float32 where rounding would break the order of the levels."""
+    dtype = storable_dtype(wanted, alpha1, alpha2)
+    sign = alpha1.sign()
+    first, second = alpha1.to(dtype).float() * sign, alpha2.to(dtype).float() * sign
+    return dtype if bool((is_ordered(first, second) | (alpha1 == 0)).all()) else torch.float32
+
+
+def _codes(rows: Tensor, alpha1: Tensor, alpha2: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Return both planes [rows, in] for scales [rows, groups] as they are stored."""
+    groups = to_groups(rows, group_size)
+    first, second = alpha1.float().unsqueeze(-1), alpha2.float().unsqueeze(-1)
+    sign = torch.where(first < 0, -1.0, 1.0)
+    planes = assign_codes(groups * sign, first * sign, second * sign)
+    return from_groups(planes[0], rows.shape[1]), from_groups(planes[1], rows.shape[1])
