@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "lowbit"
 PLUGINS_VARIABLE = "LOWBIT_PLUGINS"
 
-Item = TypeVar("Item")
-
 
 @dataclass(frozen=True)
 class PluginSource:
@@ -37,7 +36,7 @@ class PluginSource:
     Args:
         plugin: Name of the entry point, module or file.
         distribution: Name of the installed distribution, or the file or module that was asked for.
-        version: Version of the distribution; empty for a file or module.
+        version: Version of the distribution; the beginning of the content's sha256 for a file; empty for a module.
     """
 
     plugin: str
@@ -94,7 +93,8 @@ class Registry:
         """Register every installed plugin; one that cannot be used is left out with a warning that names it."""
         found = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
         for entry in sorted(found, key=lambda e: (e.dist.name if e.dist else "", e.name)):
-            source = PluginSource(entry.name, entry.dist.name if entry.dist else "?", entry.dist.version if entry.dist else "")
+            distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "")
+            source = PluginSource(entry.name, distribution, version)
             if source in self._sources.values():
                 continue
             try:
@@ -105,15 +105,13 @@ class Registry:
                 warnings.warn(f"plugin {source} is not used: {broken.reason}", stacklevel=2)
 
     def load(self, target: str) -> None:
-        """Register an un-packaged plugin: a Python file or the name of an importable module.
+        """Register an un-packaged plugin: a Python file or the name of an importable module; once.
 
         Raises:
             LowbitError: The file or module is absent, fails to import, or has a misspelled hook.
         """
         is_file = target.endswith(".py") or os.sep in target
-        source = PluginSource(Path(target).stem if is_file else target, target)
-        if source in self._sources.values():
-            return
+        source = _file_source(Path(target)) if is_file else PluginSource(target, target)
         try:
             module = _module_from_file(Path(target)) if is_file else importlib.import_module(target)
         except LowbitError:
@@ -123,11 +121,13 @@ class Registry:
         self.register(module, source)
 
     def register(self, plugin: object, source: PluginSource) -> None:
-        """Register a module or object with hook implementations.
+        """Register a module or object with hook implementations; one that is registered already stays as it is.
 
         Raises:
-            LowbitError: A hook name is misspelled, takes unknown arguments, or clashes with another plugin's name.
+            LowbitError: A hook name is misspelled, takes unknown arguments or fails, or a name is missing or taken.
         """
+        if self._manager.is_registered(plugin):
+            return
         key = f"{source.distribution}:{source.plugin}"
         try:
             self._manager.register(plugin, name=key)
@@ -154,23 +154,28 @@ class Registry:
 
     def quantizer(self, name: str) -> type[WeightQuantizer]:
         """Return the weight quantizer of that name."""
-        return self._look_up("weight quantizer", name)
+        found: type[WeightQuantizer] = self._look_up("weight quantizer", name)
+        return found
 
     def format(self, name: str) -> type[QuantizedWeight]:
         """Return the format class of that name."""
-        return self._look_up("format", name)
+        found: type[QuantizedWeight] = self._look_up("format", name)
+        return found
 
     def packer(self, name: str) -> type[Packer]:
         """Return the packer class of that name."""
-        return self._look_up("packer", name)
+        found: type[Packer] = self._look_up("packer", name)
+        return found
 
     def method(self, name: str) -> Method:
         """Return the method of that name."""
-        return self._look_up("method", name)
+        found: Method = self._look_up("method", name)
+        return found
 
     def calibration_source(self, name: str) -> type[CalibrationSource]:
         """Return the calibration source of that name."""
-        return self._look_up("calibration source", name)
+        found: type[CalibrationSource] = self._look_up("calibration source", name)
+        return found
 
     def kernels(self) -> list[type[Kernel]]:
         """Return every kernel class, highest priority first."""
@@ -205,12 +210,12 @@ class Registry:
 
     def _build_tables(self) -> None:
         tables: dict[str, dict[str, Registered]] = {}
-        for kind, (hook, name_of) in KINDS.items():
+        for kind, (hook, attribute) in KINDS.items():
             table = tables.setdefault(kind, {})
             for implementation in getattr(self.hook, hook).get_hookimpls():
-                source = self._sources.get(implementation.plugin_name, PluginSource(implementation.plugin_name, "?"))
-                for item in implementation.function() or ():
-                    _add(table, kind, name_of(item), Registered(item, source))
+                source = self._sources[implementation.plugin_name]
+                for item in _items(implementation.function, hook, source):
+                    _add(table, kind, _require_name(item, attribute, source), Registered(item, source))
         self._tables = tables
 
 
@@ -223,29 +228,32 @@ def _add(table: dict[str, Registered], kind: str, name: str, entry: Registered) 
     table[name] = entry
 
 
-def _name(item: Any) -> str:
-    return _require_name(item, "name")
+def _items(hook_function: Any, hook: str, source: PluginSource) -> list[Any]:
+    try:
+        return list(hook_function() or ())
+    except Exception as error:
+        raise LowbitError(
+            f"plugin {source}: {hook} must yield its items, but failed: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _format_name(item: Any) -> str:
-    return _require_name(item, "format")
-
-
-def _require_name(item: Any, attribute: str) -> str:
+def _require_name(item: Any, attribute: str, source: PluginSource) -> str:
     name = getattr(item, attribute, None)
     if not isinstance(name, str) or not name:
-        raise LowbitError(f"{getattr(item, '__name__', item)!r} carries no {attribute!r}: set it to a non-empty string")
+        shown = getattr(item, "__name__", item)
+        raise LowbitError(f"plugin {source}: {shown!r} carries no {attribute!r}: set it to a non-empty string")
     return name
 
 
-KINDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
-    "weight quantizer": ("lowbit_weight_quantizers", _name),
-    "format": ("lowbit_formats", _format_name),
-    "packer": ("lowbit_packers", _name),
-    "kernel": ("lowbit_kernels", _name),
-    "method": ("lowbit_methods", _name),
-    "calibration source": ("lowbit_calibration_sources", _name),
+KINDS: Mapping[str, tuple[str, str]] = {
+    "weight quantizer": ("lowbit_weight_quantizers", "name"),
+    "format": ("lowbit_formats", "format"),
+    "packer": ("lowbit_packers", "name"),
+    "kernel": ("lowbit_kernels", "name"),
+    "method": ("lowbit_methods", "name"),
+    "calibration source": ("lowbit_calibration_sources", "name"),
 }
+"""What can be registered: by which hook, and which attribute of an item is its name."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
@@ -264,10 +272,18 @@ def _hook_problem(error: pluggy.PluginValidationError, hooks: Iterable[str]) -> 
     return unknown_name("hook", unknown, hooks)
 
 
-def _module_from_file(path: Path) -> ModuleType:
+def _file_source(path: Path) -> PluginSource:
     if not path.is_file():
         raise LowbitError(f"plugin file {path} does not exist; give a .py file or the name of an importable module")
-    name = f"lowbit_plugin_{path.stem}"
+    return PluginSource(path.stem, str(path), f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}")
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    """Import a file once, under a name that tells files of the same name apart."""
+    location = path.resolve()
+    name = f"lowbit_plugin_{location.stem}_{hashlib.sha256(str(location).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise LowbitError(f"plugin file {path} is no Python file; its name must end in .py")

@@ -42,7 +42,7 @@ packed into windows of {length} tokens that begin with `<s>`; every window is re
 | learning rate | {learning_rate} after {warmup_steps} warm-up steps, cosine to {final_learning_rate} |
 | arithmetic | bfloat16 autocast over float32 weights |
 | seed | {seed} |
-| time | {training_minutes:.1f} minutes of training after {preparation_minutes:.1f} minutes of preparing the text |
+| wall time | {training_minutes:.1f} minutes of training, {preparation_minutes:.1f} minutes of preparing the text |
 | hardware | {threads} CPU thread(s), {machine}, no GPU |
 | versions | {versions} |
 | date | {date} |

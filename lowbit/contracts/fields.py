@@ -20,6 +20,13 @@ SCALE_DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
 }
 
+FIELD_DTYPES: Mapping[str, torch.dtype] = {
+    **SCALE_DTYPES,
+    "bool": torch.bool,
+    "uint8": torch.uint8,
+    "int32": torch.int32,
+}
+
 
 @dataclass(frozen=True, init=False)
 class Field(ABC):
@@ -49,10 +56,14 @@ class Field(ABC):
 
 @dataclass(frozen=True, init=False)
 class Bits(Field):
-    """One bit an element; the tensor is boolean."""
+    """One bit an element; the tensor is boolean and has at least one dimension."""
 
     default_role: ClassVar[str] = "planes"
     width: ClassVar[int] = 1
+
+    def __init__(self, *shape: Dimension, role: str | None = None) -> None:
+        super().__init__(*shape, role=role)
+        _require_dimension(self)
 
     def check(self, name: str, tensor: torch.Tensor) -> None:
         """Raise `ValueError` unless the tensor is boolean."""
@@ -62,7 +73,7 @@ class Bits(Field):
 
 @dataclass(frozen=True, init=False)
 class Codes(Field):
-    """Unsigned integers of `width` bits, 1 to 8; the tensor is uint8.
+    """Unsigned integers of `width` bits, 1 to 8; the tensor is uint8 and has at least one dimension.
 
     Args:
         width: Bits an element, or the name of the format's parameter that holds it.
@@ -76,6 +87,7 @@ class Codes(Field):
     def __init__(self, width: int | str, *shape: Dimension, role: str | None = None) -> None:
         super().__init__(*shape, role=role)
         object.__setattr__(self, "width", width)
+        _require_dimension(self)
 
     def check(self, name: str, tensor: torch.Tensor) -> None:
         """Raise `ValueError` unless the tensor is uint8."""
@@ -106,7 +118,12 @@ class Indices(Field):
     def check(self, name: str, tensor: torch.Tensor) -> None:
         """Raise `ValueError` unless the tensor is int32."""
         if tensor.dtype != torch.int32:
-            raise ValueError(f"field {name!r} is declared as Indices, so it must be an int32 tensor; got {tensor.dtype}")
+            raise ValueError(f"field {name!r} is declared as Indices, so it must be int32; got {tensor.dtype}")
+
+
+def _require_dimension(field: Field) -> None:
+    if not field.shape:
+        raise TypeError(f"{type(field).__name__} needs at least one dimension: it is packed along its last one")
 
 
 @cache
@@ -114,11 +131,14 @@ def declared_fields(cls: type) -> Mapping[str, Field]:
     """Return the tensors that a format class declares, by name, in the order of the class body.
 
     Raises:
-        TypeError: The class is no dataclass, or a tensor lacks its `Annotated[Tensor, Field]` declaration.
+        TypeError: The class is no dataclass, a tensor lacks its `Annotated[Tensor, Field]` declaration, or the width
+            of codes names no plain field.
     """
-    if not dataclasses.is_dataclass(cls):
-        raise TypeError(f"{cls.__name__} must be a dataclass: put @dataclass(frozen=True) above it")
     hints = typing.get_type_hints(cls, include_extras=True)
+    # A subclass of a dataclass passes for one although its own fields were never collected.
+    annotated = {name for name, hint in hints.items() if ClassVar not in (hint, typing.get_origin(hint))}
+    if not dataclasses.is_dataclass(cls) or annotated - {item.name for item in dataclasses.fields(cls)}:
+        raise TypeError(f"{cls.__name__} must be a dataclass: put @dataclass(frozen=True) above it")
     fields: dict[str, Field] = {}
     for item in dataclasses.fields(cls):
         hint = hints[item.name]
@@ -127,6 +147,10 @@ def declared_fields(cls: type) -> Mapping[str, Field]:
             fields[item.name] = declared[0]
         elif hint is torch.Tensor:
             raise TypeError(f"{cls.__name__}.{item.name} must be declared: Annotated[Tensor, Bits(...)] or the like")
+    for name, field in fields.items():
+        width = field.width if isinstance(field, Codes) else 1
+        if isinstance(width, str) and width not in annotated - fields.keys():
+            raise TypeError(f"{cls.__name__}.{name}: the width {width!r} is no plain field of {cls.__name__}")
     return fields
 
 
@@ -166,6 +190,20 @@ class FormatSpec:
         """Resolve the number of bits an element of a bit or code field."""
         width = field.width
         return width if isinstance(width, int) else int(self.parameters[width])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a field's values once they are unpacked.
+
+        Raises:
+            ValueError: The field is unknown, or its dtype is none that a format stores.
+        """
+        dtype = FIELD_DTYPES.get(self.dtypes.get(name, ""))
+        if dtype is None:
+            known = ", ".join(FIELD_DTYPES)
+            raise ValueError(
+                f"format {self.format!r}: field {name!r} has dtype {self.dtypes.get(name)!r}; known: {known}"
+            )
+        return dtype
 
     @property
     def weights(self) -> int:

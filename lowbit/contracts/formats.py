@@ -49,7 +49,8 @@ class QuantizedWeight(ABC):
         """Resolve the declaration against the tensors at hand.
 
         Raises:
-            ValueError: A tensor has another shape, dtype or range than its declaration says.
+            ValueError: A tensor has another shape, dtype or range than its declaration says, or a plain field is
+                neither a number nor a string nor a boolean.
         """
         fields = declared_fields(type(self))
         tensors = self.tensors()
@@ -62,7 +63,7 @@ class QuantizedWeight(ABC):
             version=self.version,
             sizes=sizes,
             dtypes={name: field.stored_dtype(tensors[name]) for name, field in fields.items()},
-            parameters={name: getattr(self, name) for name in declared_parameters(type(self))},
+            parameters={name: _plain(name, getattr(self, name)) for name in declared_parameters(type(self))},
         )
         for name, field in fields.items():
             field.check(name, tensors[name])
@@ -81,6 +82,15 @@ class QuantizedWeight(ABC):
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         parameters = {name: getattr(self, name) for name in declared_parameters(type(self))}
         return type(self)(**parameters, **moved)
+
+
+def _plain(name: str, value: Any) -> int | float | str | bool:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(
+            f"plain field {name!r} must be a number, a string or a boolean, not {type(value).__name__}; "
+            "declare tensors as Annotated[Tensor, Bits(...)] or the like"
+        )
+    return value
 
 
 def _check_range(name: str, codes: Tensor, width: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import subprocess
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import numpy
 from lm_eval.api.model import CachingLM
 from lm_eval.caching.cache import delete_cache
 from lm_eval.evaluator import evaluate as evaluate_tasks
-from lm_eval.loggers.utils import add_env_info, add_tokenizer_info, get_git_commit_hash
+from lm_eval.loggers.utils import add_env_info, add_tokenizer_info
 from lm_eval.utils import handle_non_serializable, hash_string, sanitize_model_name, set_torch_seed
 
 from lowbit.errors import LowbitError
@@ -66,7 +67,7 @@ def evaluate(
     for section in ("configs", "versions", "n-shot", "higher_is_better"):
         results[section] = dict(sorted(results[section].items()))
     results["config"] = _describe_run(language_model, settings, model_name)
-    results["git_hash"] = get_git_commit_hash()
+    results["git_hash"] = _git_hash()
     results["date"] = date
     results.update(_environment())
     add_tokenizer_info(results, language_model)
@@ -172,6 +173,16 @@ def _environment() -> dict[str, Any]:
     storage: dict[str, Any] = {}
     add_env_info(storage)
     return storage
+
+
+@functools.cache
+def _git_hash() -> str | None:
+    """The commit of the working folder, None outside a repository; the harness's own way complains aloud there."""
+    try:
+        command = ["git", "describe", "--always"]
+        return subprocess.run(command, capture_output=True, check=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _task_hashes(samples: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, str]:

@@ -89,7 +89,7 @@ class Mirror:
         Raises:
             LowbitError: The data set, the configuration or the split is not there, or a file cannot be read.
         """
-        dataset = f"{path} ({name})" if name else path
+        dataset = f"{path}, configuration {name}" if name else path
         folder = self.root / path
         if not self.holds(path):
             raise LowbitError(
@@ -103,7 +103,7 @@ class Mirror:
             raise LowbitError(f"data set {dataset}{self._asked_by()}: {error}") from error
 
     def _asked_by(self) -> str:
-        return f", which task {self.task!r} asks for," if self.task else ""
+        return f" (asked for by task {self.task!r})" if self.task else ""
 
     def _read(
         self, configuration: Configuration, folder: Path, dataset: str, split: Any, options: Mapping[str, Any]
@@ -163,14 +163,16 @@ def offline_mirror(data_dir: str | Path) -> Iterator[Mirror]:
     active = True
 
     def load_dataset(path: str, name: str | None = None, *arguments: Any, **options: Any) -> Any:
-        # A task's module may keep this function beyond the mirror's life.
-        if not active or not _is_hub_id(mirror, path):
+        if not active:
+            # A task's module may keep this function beyond the mirror's life: do what is right by then.
+            return datasets.load_dataset(path, name, *arguments, **options)
+        if not _is_hub_id(mirror, path):
             return load_from_hub(path, name, *arguments, **options)
         positional = dict(zip(("data_dir", "data_files", "split"), arguments, strict=False))
         return mirror.load(path, name, **positional, **options)
 
     def download_named(task: ConfigurableTask, *arguments: Any, **options: Any) -> None:
-        mirror.task = task.config.task
+        mirror.task = task.config.task or mirror.task
         download(task, *arguments, **options)
 
     with ExitStack() as changes:

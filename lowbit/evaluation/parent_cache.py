@@ -33,7 +33,7 @@ _CHUNK = 2**24
 def model_hash(path: str | Path) -> str:
     """The sha256 of everything in a model's folder that decides its answers.
 
-    These are config.json, the tokenizer's files and the safetensors files: their names and their bytes.
+    These are config.json, generation_config.json, the tokenizer's files and the safetensors files, each with its name.
 
     Raises:
         LowbitError: The folder lacks config.json or safetensors files, or a file cannot be read.
@@ -42,7 +42,7 @@ def model_hash(path: str | Path) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise LowbitError(f"{folder} is no model folder: expected config.json and *.safetensors files in it")
-    patterns = ("config.json", *_TOKENIZER_FILES, *_TEMPLATE_FILES)
+    patterns = ("config.json", "generation_config.json", *_TOKENIZER_FILES, *_TEMPLATE_FILES)
     others = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     digest = hashlib.sha256()
     for file in [*sorted(others - set(weights)), *weights]:

@@ -229,9 +229,11 @@ def _check_integrity(names: Sequence[str]) -> None:
 
 
 def _check_samples(prepared: PreparedTasks, settings: EvaluationSettings) -> None:
-    known = [*prepared.tasks, *(task.name for task in prepared.perplexities)]
+    perplexities = {task.base_name for task in prepared.perplexities}
+    known = [*prepared.tasks, *sorted(perplexities)]
     for name, indices in (settings.samples or {}).items():
-        if name not in known:
+        # The context length in a perplexity's name may come from the model, which is not known here.
+        if name not in prepared.tasks and name.partition("@")[0] not in perplexities:
             raise LowbitError(f"--samples names {name!r}, which is not evaluated; the tasks are {', '.join(known)}")
         if name in prepared.tasks and indices[-1] >= (count := len(prepared.tasks[name].eval_docs)):
             raise LowbitError(f"--samples asks for document {indices[-1]} of {name}, which has {count} documents")

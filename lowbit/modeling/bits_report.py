@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,10 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lowbit.modeling.layouts import layout_of
 from lowbit.modeling.module_entry import ModuleEntry, packed_module
-from lowbit.models.checkpoint import read_header
-
-ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
-
+from lowbit.models.checkpoint import ITEM_BYTES, read_header
 
 class BitsReport(BaseModel):
     """How many bits a weight takes, three ways, and what every byte of the safetensors files is.
@@ -53,7 +51,7 @@ def count_bits(
     for file in files:
         payload = 0
         for name, (dtype, shape) in read_header(file).items():
-            elements = _product(shape)
+            elements = math.prod(shape)
             size = elements * ITEM_BYTES[dtype]
             payload += size
             if name in roles:
@@ -92,10 +90,3 @@ def _part(name: str, shape: tuple[int, ...], blocks_name: str) -> str:
     if name.startswith(blocks_name + "."):
         return "norms and biases of blocks" if len(shape) < 2 else "matrices of blocks"
     return "last norm" if len(shape) < 2 else "embeddings and head"
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for length in shape:
-        result *= length
-    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,16 +101,23 @@ class LowbitHfQuantizer(HfQuantizer):
             model._weight_conversions = []
         elif self._wanted_dtype is not None:
             _cast_others(model, self._wanted_dtype, set(self._ours))
+        self._require_declared(model)
         return model
 
     def _require_loaded(self, model: nn.Module) -> None:
         state = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in self._ours}}
         missing = [name for name, tensor in state.items() if not getattr(tensor, "_is_hf_initialized", False)]
-        if missing:
-            raise CheckpointError(f"the checkpoint lacks {len(missing)} tensors, such as {sorted(missing)[0]}")
+        _refuse_missing(missing)
+
+    def _require_declared(self, model: nn.Module) -> None:
+        """Compare what was loaded with what the configuration declares."""
         for name, declared in self._ours.items():
-            if state[name].dtype != declared.dtype or state[name].shape != declared.shape:
-                raise CheckpointError(f"tensor {name} was loaded as {state[name].dtype} {tuple(state[name].shape)}")
+            found = model.get_buffer(name)
+            if found.dtype != declared.dtype or found.shape != declared.shape or found.is_meta:
+                raise CheckpointError(
+                    f"tensor {name} was loaded as {found.dtype} {tuple(found.shape)}, but the configuration says "
+                    f"{declared.dtype} {tuple(declared.shape)}"
+                )
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
         """Keep packed tensors in the dtype of the file (transformers 5)."""
@@ -119,10 +127,7 @@ class LowbitHfQuantizer(HfQuantizer):
 
     def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
         """Refuse a checkpoint that lacks tensors (transformers 4.57)."""
-        tied = set(getattr(model, "_tied_weights_keys", None) or [])
-        lacking = [name for name in missing_keys if name not in tied]
-        if lacking:
-            raise CheckpointError(f"the checkpoint lacks {len(lacking)} tensors, such as {sorted(lacking)[0]}")
+        _refuse_missing([name for name in missing_keys if not _may_be_absent(model, name)])
         return missing_keys
 
     def update_expected_keys(self, model: Any, expected_keys: list[str], loaded_keys: list[str]) -> list[str]:
@@ -144,13 +149,32 @@ class LowbitHfQuantizer(HfQuantizer):
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         to_dense_modules(model, wanted or model.dtype)
+        # A dense model is saved by the architecture's own conversions again.
+        model.__dict__.pop("_weight_conversions", None)
         return model
 
 
+def _refuse_missing(names: Sequence[str]) -> None:
+    if names:
+        raise CheckpointError(
+            f"the checkpoint lacks {len(names)} tensors, such as {sorted(names)[0]}; it is incomplete, copy it again"
+        )
+
+
+def _may_be_absent(model: nn.Module, name: str) -> bool:
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or []
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
 def _cast_others(model: nn.Module, dtype: torch.dtype, ours: set[str]) -> None:
+    """Cast every stored tensor but the packed ones, and those that the architecture keeps in float32."""
     model.config._pre_quantization_dtype = dtype
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    stored = model.state_dict().keys() - ours
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in ours and tensor.is_floating_point() and name in model.state_dict():
+        if name in stored and tensor.is_floating_point() and kept.isdisjoint(name.split(".")):
             tensor.data = tensor.data.to(dtype)
 
 

@@ -45,6 +45,11 @@ class PackedLinear(nn.Module):
             self._kernel = (x.device, x.dtype, chosen)
         return self._kernel[2]
 
+    @property
+    def chosen_kernel(self) -> str | None:
+        """Name of the kernel that the last product went through; `None` before the first."""
+        return None if self._kernel is None else self._kernel[2].name
+
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return x @ W^T + bias for x [..., in]."""
         return self.kernel(x).linear(x, self.packed(), bias)

@@ -47,7 +47,8 @@ def _install_linear(model: nn.Module, entry: LoadedEntry) -> None:
     _check_shape(entry, shape)
     bias = module.bias
     dtype = torch.float32 if bias is None else bias.dtype
-    model.set_submodule(entry.name, QuantLinear(entry.spec, entry.packer, bias is not None, dtype))
+    packed = QuantLinear(entry.spec, entry.packer, bias is not None, dtype, isinstance(module, Conv1D))
+    model.set_submodule(entry.name, packed)
 
 
 def _install_experts(model: nn.Module, parameter: str, entries: dict[int, LoadedEntry]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from lowbit.errors import CheckpointError, LowbitError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 HASHED_PATTERNS = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.safetensors*")
 DOWNLOADED_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -67,6 +69,10 @@ class ParentCheckpoint:
         with safe_open(self._file_of[key], framework="pt") as handle:
             tensor: Tensor = handle.get_tensor(key)
             return tensor
+
+    def tensor_bytes(self, key: str) -> int:
+        """Return the bytes of one tensor."""
+        return math.prod(self.shapes[key]) * ITEM_BYTES[self.dtypes[key]]
 
     def bytes(self) -> int:
         """Return the size of the safetensors files."""

@@ -85,6 +85,12 @@ class StreamedModel:
             raise LowbitError(f"{converted[0]} lies outside the decoder blocks and is converted at load; not supported")
         return {names[key]: self.checkpoint.tensor(key) for key in keys}
 
+    def stored_bytes(self, without: set[str]) -> int:
+        """Return the bytes of every stored tensor but those that make up the parameters named."""
+        names = self._mapping.name_of
+        kept = (key for key in self.checkpoint.keys() if names[key] not in without)  # noqa: SIM118
+        return sum(self.checkpoint.tensor_bytes(key) for key in kept)
+
     def calls(self, tokens: Tensor, on_entry: Callable[[Tensor], None] | None) -> list[BlockCall]:
         """Record how the model calls its blocks, and hand out what enters the first one.
 

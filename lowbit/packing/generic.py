@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowbit.contracts import Bits, Codes, Field, FormatSpec, PackedWeight, Packer, QuantizedWeight, TensorLayout
-from lowbit.contracts.fields import SCALE_DTYPES, declared_fields
+from lowbit.contracts.fields import declared_fields
 from lowbit.packing.bits import pack_bits, packed_length, unpack_bits
 
 
@@ -42,8 +42,7 @@ def _layout(spec: FormatSpec, name: str, field: Field) -> TensorLayout:
     if isinstance(field, Bits | Codes):
         packed = (*shape[:-1], packed_length(shape[-1], spec.width(field)))
         return TensorLayout(packed, torch.uint8, field.role)
-    dtype = SCALE_DTYPES.get(spec.dtypes[name], torch.int32)
-    return TensorLayout(shape, dtype, field.role)
+    return TensorLayout(shape, spec.dtype(name), field.role)
 
 
 def _pack_field(spec: FormatSpec, field: Field, tensor: Tensor) -> Tensor:

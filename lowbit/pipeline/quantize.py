@@ -107,7 +107,9 @@ def calibration_tokens(recipe: Recipe, source: StreamedModel, folder: Path) -> C
     )
 
 
-def quantize_to(recipe: Recipe, output: Path, events: RunEvents, device: str = "cpu") -> QuantizationOutcome:
+def quantize_to(
+    recipe: Recipe, output: Path, events: RunEvents, device: str = "cpu", ready: Preparation | None = None
+) -> QuantizationOutcome:
     """Quantize a model into a checkpoint folder, continuing an interrupted run of the same command.
 
     Args:
@@ -115,12 +117,13 @@ def quantize_to(recipe: Recipe, output: Path, events: RunEvents, device: str = "
         output: Where the finished folder appears; the journal lies beside it as `<output>.partial` until then.
         events: Observers.
         device: Where blocks are worked on.
+        ready: What `prepare` returned for this recipe, if it was called before.
 
     Raises:
         LowbitError: Something a user can mend; finished blocks stay in the journal.
     """
     require_writable(output)
-    ready = prepare(recipe, device)
+    ready = ready or prepare(recipe, device)
     provenance = _provenance(recipe, ready)
     journal = Journal(journal_path(output), recipe.packer.name, recipe.calibration.n_samples)
     if is_finished(output, ready.signature):

@@ -26,6 +26,11 @@ def group_count(length: int, group_size: int) -> int:
     return 1 if group_size == -1 else -(-length // group_size)
 
 
+def _columns(length: int, group_size: int) -> int:
+    """Return how many columns a group spans: never more than the row has."""
+    return length if group_size == -1 else min(group_size, length)
+
+
 def to_groups(weight: Tensor, group_size: int) -> Tensor:
     """Split rows into groups, filling a shorter last group with zeros.
 
@@ -34,23 +39,23 @@ def to_groups(weight: Tensor, group_size: int) -> Tensor:
         group_size: Columns a group, or -1 for the whole row.
 
     Returns:
-        [out, groups, group_size].
+        [out, groups, columns], where columns is `group_size`, or the length of a row that is shorter.
     """
     out, length = weight.shape
-    size = length if group_size == -1 else group_size
+    size = _columns(length, group_size)
     groups = group_count(length, group_size)
     padded = torch.nn.functional.pad(weight, (0, groups * size - length))
     return padded.reshape(out, groups, size)
 
 
 def from_groups(grouped: Tensor, length: int) -> Tensor:
-    """Undo `to_groups`: [out, groups, group_size] to [out, length]."""
+    """Undo `to_groups`: [out, groups, columns] to [out, length]."""
     return grouped.reshape(grouped.shape[0], -1)[:, :length]
 
 
 def repeat_groups(scales: Tensor, group_size: int, length: int) -> Tensor:
     """Repeat each group's scale for its columns: [out, groups] to [out, length]."""
-    if group_size == -1:
+    if scales.shape[1] == 1:
         return scales.expand(-1, length)
     return scales.repeat_interleave(group_size, dim=1)[:, :length]
 
@@ -63,4 +68,4 @@ def row_chunks(weight: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
         *others: Tensors with as many rows.
     """
     rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[1]))
-    yield from zip(*(tensor.split(rows) for tensor in (weight, *others)), strict=True)
+    yield from zip(*(torch.split(tensor, rows) for tensor in (weight, *others)), strict=True)

@@ -125,7 +125,9 @@ class EvaluationSettings(BaseModel):
     max_batch_size: int | None = Field(default=None, ge=1, description="Largest batch that 'auto' tries.")
     max_length: int | None = Field(default=None, ge=2, description="Context in tokens; None: the model's positions.")
     device: str | None = Field(default=None, description="Device of the model, such as 'cuda:0'; None: where it is.")
-    limit: float | None = Field(default=None, gt=0, description="Documents a task, or a fraction when below 1.")
+    limit: float | None = Field(
+        default=None, gt=0, description="Documents (of token perplexities: windows) a task, or a fraction when below 1."
+    )
     samples: Samples = Field(default=None, description="Indices of the documents to evaluate, by task name.")
     use_cache: str | None = Field(default=None, description="Path prefix of a database of the model's answers.")
     cache_requests: Literal["true", "refresh", "delete"] | None = Field(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from lowbit.recipe.evaluation import EvaluationSettings
 from lowbit.recipe.rules import Rule
@@ -79,6 +79,13 @@ class Recipe(_Section):
     backend: Backend = Field("dense", description="evaluate dequantized weights, or packed ones through the kernel")
     max_shard_size: int = Field(2_000_000_000, ge=1, description="bytes of a safetensors file before it is split")
     output_path: Path | None = Field(None, description="where results go")
+
+    @field_validator("modules_to_not_convert")
+    @classmethod
+    def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            Rule(match=pattern, skip=True)
+        return patterns
 
     def all_rules(self) -> tuple[Rule, ...]:
         """Return `modules_to_not_convert` as rules, followed by the recipe's own."""

@@ -41,18 +41,36 @@ def parse_override(text: str) -> Override:
         )
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise LowbitError(f"--set {text!r}: the value is no YAML: {str(error).splitlines()[0]}") from error
     return Override(parts, parsed, method.strip() or None)
 
 
 def apply_overrides(recipe: Mapping[str, Any], overrides: Iterable[Override], method: str) -> dict[str, Any]:
     """Return `recipe` with the overrides that apply to `method`; those for one method win over those for all."""
-    result = dict(recipe)
-    relevant = [override for override in overrides if override.method in (None, method)]
-    for override in sorted(relevant, key=lambda o: o.method is not None):
-        result = merge(result, _nested(override.path, override.value))
-    return result
+    layers: dict[str | None, dict[str, Any]] = {None: {}, method: {}}
+    for override in overrides:
+        if override.method in layers:
+            layers[override.method] = merge(layers[override.method], _nested(override.path, override.value))
+    return lay_over(lay_over(recipe, layers[None]), layers[method])
+
+
+def lay_over(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe with another layer over it; a quantizer that the layer switches to starts from its defaults.
+
+    Raises:
+        LowbitError: The layer gives both `ignore` and `modules_to_not_convert`, which are the same.
+    """
+    layer = dict(layer)
+    if "ignore" in layer:
+        if "modules_to_not_convert" in layer:
+            raise LowbitError("`ignore` is another name of `modules_to_not_convert`: give one of them")
+        layer["modules_to_not_convert"] = layer.pop("ignore")
+    old, new = base.get("quantizer"), layer.get("quantizer")
+    merged = merge(base, layer)
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and new.get("name", old.get("name")) != old.get("name"):
+        merged["quantizer"] = dict(new)
+    return merged
 
 
 def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lowbit.contracts import Method, WeightQuantizer
 from lowbit.errors import LowbitError
 from lowbit.recipe.explain import explain
 from lowbit.recipe.model import QuantizerSettings, Recipe
-from lowbit.recipe.overrides import Override, apply_overrides, merge
+from lowbit.recipe.overrides import Override, apply_overrides, lay_over
 from lowbit.registry import Registry, unknown_name
 
 MAXIMUM_RECIPE_BYTES = 1_000_000
@@ -58,14 +58,14 @@ def resolve_recipe(
         LowbitError: An unknown key, name or option, or a value of the wrong type; the message names the key.
     """
     given = dict(file or {})
-    name = method or given.get("method") or (given.get("quantizer") or {}).get("name")
+    named = given.get("quantizer")
+    name = method or given.get("method") or (named.get("name") if isinstance(named, Mapping) else None)
     if not isinstance(name, str):
         raise LowbitError("a recipe needs a `method`, or a `quantizer` with a `name`")
     bespoke = method is None and "method" not in given
     base = {"method": name} if bespoke else _method_part(registry.method(name))
-    merged = merge(merge(base, {**given, "method": name}), flags or {})
+    merged = lay_over(lay_over(base, {**given, "method": name}), flags or {})
     merged = apply_overrides(merged, overrides, name)
-    merged["quantizer"] = _switch_quantizer(base.get("quantizer"), merged.get("quantizer"))
     recipe = validate(Recipe, merged, "recipe")
     return _with_resolved_names(registry, recipe)
 
@@ -112,15 +112,8 @@ def _method_part(method: Method) -> dict[str, Any]:
     return part
 
 
-def _switch_quantizer(base: Any, merged: Any) -> Any:
-    """Drop a method's own options when the recipe names another quantizer."""
-    if not (isinstance(base, Mapping) and isinstance(merged, Mapping)) or base.get("name") == merged.get("name"):
-        return merged
-    return {key: value for key, value in merged.items() if key == "name" or base.get(key, ...) != value}
-
-
 def _with_resolved_names(registry: Registry, recipe: Recipe) -> Recipe:
-    """Fill in every quantizer option and check packer, rules and calibration names."""
+    """Fill in every quantizer option, and check the names of packer and rules."""
     if recipe.packer.name != "plain":
         registry.packer(recipe.packer.name)
     if recipe.quantizer is None:
@@ -135,7 +128,7 @@ def _with_resolved_names(registry: Registry, recipe: Recipe) -> Recipe:
 
 
 def rule_quantizer(base: QuantizerSettings, override: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the quantizer settings that a rule makes of the recipe's: another quantizer starts from its own defaults."""
+    """Return the quantizer settings that a rule makes of the recipe's; another quantizer starts from its defaults."""
     if override.get("name", base.name) != base.name:
         return dict(override)
     return {"name": base.name, **base.options, **override}

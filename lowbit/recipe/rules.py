@@ -13,8 +13,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 class Rule(BaseModel):
     """What happens to the layers whose name matches; the first rule that matches a layer wins.
 
-    `match` is a shell-style pattern (`*` also crosses dots), a plain name or its last parts (`lm_head`, `mlp.down_proj`),
-    or a regular expression after `re:`.
+    `match` is a shell-style pattern (`*` also crosses dots), a plain name or its last parts (`lm_head`,
+    `mlp.down_proj`), or a regular expression after `re:`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -23,12 +23,16 @@ class Rule(BaseModel):
     skip: bool = Field(
         False, description="leave these layers as they are", validation_alias=AliasChoices("skip", "ignore")
     )
-    quantizer: dict[str, Any] | None = Field(None, description="options that differ here; with `name`, another quantizer")
+    quantizer: dict[str, Any] | None = Field(
+        None, description="options that differ here; with `name`, another quantizer"
+    )
 
     @model_validator(mode="after")
     def _does_one_thing(self) -> Rule:
         if self.skip == (self.quantizer is not None):
             raise ValueError(f"rule for {self.match!r} must either set `skip: true` or give a `quantizer`, not both")
+        if not isinstance((self.quantizer or {}).get("name", ""), str):
+            raise ValueError(f"rule for {self.match!r}: the quantizer's `name` must be a string")
         if self.match.startswith("re:"):
             try:
                 re.compile(self.match[3:])

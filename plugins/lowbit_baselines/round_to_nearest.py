@@ -8,7 +8,16 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from lowbit import GroupSize, LayerStatistics, ScaleDtype, WeightQuantizer, from_groups, row_chunks, storable_dtype, to_groups
+from lowbit import (
+    GroupSize,
+    LayerStatistics,
+    ScaleDtype,
+    WeightQuantizer,
+    from_groups,
+    row_chunks,
+    storable_dtype,
+    to_groups,
+)
 from lowbit_baselines.uniform import UniformWeight
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lowbit import FormatSpec, PackedWeight, Packer, QuantizedWeight, TensorLayout, pack_bits, unpack_bits
-from lowbit.contracts.fields import SCALE_DTYPES
 from lowbit_dbllm.format import DualBinaryWeight
 
 WORD_BITS = 32
@@ -17,7 +16,7 @@ SCALES = ("alpha1", "alpha2")
 
 
 class BitPlanePacker(Packer):
-    """Stores each plane as int32 words [out, ceil(in / 32)], column j in bit j % 32 of word j // 32; zeros fill a row."""
+    """Stores planes as int32 words [out, ceil(in / 32)]; column j is bit j % 32 of word j // 32, zeros fill a row."""
 
     name: ClassVar[str] = "bit-planes"
     formats: ClassVar[tuple[str, ...]] = (DualBinaryWeight.format,)
@@ -27,14 +26,15 @@ class BitPlanePacker(Packer):
         words = -(-spec.sizes["in"] // WORD_BITS)
         planes = {name: TensorLayout((spec.sizes["out"], words), torch.int32, "planes") for name in PLANES}
         shape = (spec.sizes["out"], spec.sizes["groups"])
-        scales = {name: TensorLayout(shape, SCALE_DTYPES[spec.dtypes[name]], "scales") for name in SCALES}
+        scales = {name: TensorLayout(shape, spec.dtype(name), "scales") for name in SCALES}
         return {**planes, **scales}
 
     def pack(self, weight: QuantizedWeight) -> PackedWeight:
         """Lay out a dual-binary weight."""
         tensors = weight.tensors()
         planes = {name: _to_words(tensors[name]) for name in PLANES}
-        return PackedWeight(weight.spec(), self.name, {**planes, **{name: tensors[name] for name in SCALES}})
+        scales = {name: tensors[name].contiguous() for name in SCALES}
+        return PackedWeight(weight.spec(), self.name, {**planes, **scales})
 
     def unpack(self, packed: PackedWeight, format_class: type[QuantizedWeight]) -> QuantizedWeight:
         """Recover the dual-binary weight."""

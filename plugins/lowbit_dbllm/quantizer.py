@@ -8,7 +8,16 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from lowbit import GroupSize, LayerStatistics, ScaleDtype, WeightQuantizer, from_groups, row_chunks, storable_dtype, to_groups
+from lowbit import (
+    GroupSize,
+    LayerStatistics,
+    ScaleDtype,
+    WeightQuantizer,
+    from_groups,
+    row_chunks,
+    storable_dtype,
+    to_groups,
+)
 from lowbit_dbllm.format import DualBinaryWeight
 from lowbit_dbllm.levels import alternate, assign_codes, grid_search, is_ordered, squared_error
 
@@ -44,7 +53,7 @@ class FlexibleDualBinarization(WeightQuantizer):
         alpha2 = torch.cat([pair[1] for pair in fitted])  # [out, groups]
         dtype = _ordered_dtype(self.config.scale_dtype, alpha1, alpha2)
         alpha1, alpha2 = alpha1.to(dtype), alpha2.to(dtype)
-        planes = [_codes(*chunk, self.config.group_size) for chunk in row_chunks(weight, alpha1, alpha2)]
+        planes = [_codes(self.config.group_size, *chunk) for chunk in row_chunks(weight, alpha1, alpha2)]
         return DualBinaryWeight(
             plane1=torch.cat([pair[0] for pair in planes]),
             plane2=torch.cat([pair[1] for pair in planes]),
@@ -83,7 +92,7 @@ def _ordered_dtype(wanted: ScaleDtype, alpha1: Tensor, alpha2: Tensor) -> torch.
     return dtype if bool((is_ordered(first, second) | (alpha1 == 0)).all()) else torch.float32
 
 
-def _codes(rows: Tensor, alpha1: Tensor, alpha2: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+def _codes(group_size: int, rows: Tensor, alpha1: Tensor, alpha2: Tensor) -> tuple[Tensor, Tensor]:
     """Return both planes [rows, in] for scales [rows, groups] as they are stored."""
     groups = to_groups(rows, group_size)
     first, second = alpha1.float().unsqueeze(-1), alpha2.float().unsqueeze(-1)

@@ -10,8 +10,12 @@ from typing import Any
 import datasets
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lowbit.evaluation import task_index
 
 CHOICE_ROWS = [
     {"question": f"What comes after {number}?", "choices": [str(number + 1), str(number - 1), "none"], "label": 0}
@@ -34,8 +38,6 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=128
@@ -110,3 +112,18 @@ def choice_task() -> dict[str, Any]:
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path, choice_task: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The harness's task folder replaced by one with two tasks, a tag and a group, so that no index takes long."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name in ("tiny_a", "tiny_b"):
+        config = {**choice_task, "task": name, "tag": "tiny_tag"}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    group = {"group": "tiny_group", "task": ["tiny_a", "tiny_b"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (folder / "group.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
+    monkeypatch.setattr(task_index, "_TASKS_FOLDER", folder)
+    monkeypatch.setenv("LOWBIT_CACHE_DIR", str(tmp_path / "cache"))
+    return folder

@@ -16,9 +16,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def files(configuration: Configuration, folder: Path) -> dict[str, list[str]]:
-    return {
-        split: [str(path.relative_to(folder)) for path in paths] for split, paths in configuration.splits.items()
-    }
+    return {split: [str(path.relative_to(folder)) for path in paths] for split, paths in configuration.splits.items()}
 
 
 def test_shards_of_a_download_are_gathered_and_hidden_folders_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""`lowbit bench`: quantize, reload, evaluate, compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lowbit.cli.options import ManyValues, evaluation_options, plugin_options, recipe_flags, recipe_options
+
+DEFAULT_OUTPUT = "lowbit_results"
+
+
+@click.command("bench", cls=ManyValues)
+@click.option("--model", "-M", "models", multiple=True, help="Folder or hub id; several by comma; none: the embedded model.")
+@click.option("--method", "methods", multiple=True, help="Methods by comma; none: those that plugins mark as default.")
+@click.option("--backend", type=click.Choice(["dense", "packed"]), help="Evaluate dequantized weights, or the packed ones.")
+@click.option("--output_path", "-o", default=DEFAULT_OUTPUT, show_default=True, help="Folder of results and checkpoints.")
+@click.option("--refresh_parent", is_flag=True, help="Evaluate parents again although their results are kept.")
+@click.option("--dry_run", is_flag=True, help="Forecast memory, disk and coverage; read no weight.")
+@click.option("--show_config", is_flag=True, help="Print the resolved recipes and stop.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@recipe_options
+@evaluation_options
+@plugin_options
+def command(**values: Any) -> int:
+    """Quantize models and evaluate them beside their parents.
+
+    lm-eval's `--model` names a backend; here `--model` is the model itself, a folder or a hub id. Everything else has
+    lm-eval's names and meaning.
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from lowbit.cli.grid import grid_recipes, print_forecasts, print_recipes
+    from lowbit.cli.progress import ProgressEvents
+    from lowbit.cli.session import start
+    from lowbit.embedded import task_configs
+    from lowbit.pipeline.bench import BenchOptions, bench
+
+    start(values["plugins"])
+    recipes = grid_recipes(values, recipe_flags(values))
+    if values["show_config"]:
+        print_recipes(recipes)
+        return 0
+    if values["dry_run"]:
+        print_forecasts(recipes, values["device"])
+        return 0
+    progress = Console(stderr=True)
+    options = BenchOptions(
+        output_path=Path(values["output_path"]),
+        device=values["device"],
+        events=lambda recipe: ProgressEvents(recipe, progress),
+        announce=lambda text: progress.print(f"[dim]{text}[/dim]", highlight=False),
+        refresh_parent=values["refresh_parent"],
+        extra_tasks=task_configs(),
+    )
+    rows = list(bench(recipes, options))
+    return _show(rows, values["markdown"])
+
+
+def _show(rows: list[Any], markdown: bool) -> int:
+    from rich.console import Console
+
+    from lowbit.results.table import render, to_markdown
+
+    if markdown:
+        click.echo(to_markdown(rows), nl=False)
+    else:
+        Console().print(render(rows))
+    failed = [row for row in rows if row.error is not None]
+    for row in failed:
+        click.echo(f"lowbit: error: {row.method} on {row.model}: {row.error}", err=True)
+    return 1 if failed else 0

@@ -1,0 +1,64 @@
+"""From command-line values to recipes, for one or several models and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+import yaml
+
+from lowbit.cli.session import read_config, read_overrides
+from lowbit.embedded import DEFAULT_TASKS
+from lowbit.pipeline.api import resolve_grid
+from lowbit.pipeline.forecast import forecast
+from lowbit.recipe import Recipe
+
+
+def grid_recipes(values: Mapping[str, Any], flags: dict[str, Any], default_tasks: bool = True) -> list[Recipe]:
+    """Resolve the recipes of every model and method on the command line.
+
+    Args:
+        values: The options' values; `models`, `methods`, `config` and `overrides` are read.
+        flags: Recipe keys that options set.
+        default_tasks: Whether to judge by the embedded tasks when none are named.
+    """
+    file = read_config(values.get("config"))
+    named = flags.get("eval", {}).get("tasks") or (file or {}).get("eval", {}).get("tasks")
+    if default_tasks and not named:
+        flags.setdefault("eval", {})["tasks"] = DEFAULT_TASKS
+    models = _split(values.get("models", ()))
+    return resolve_grid(models, _split(values.get("methods", ())), flags, file, read_overrides(values["overrides"]))
+
+
+def print_recipes(recipes: Sequence[Recipe]) -> None:
+    """Print recipes as YAML documents."""
+    click.echo(yaml.safe_dump_all([recipe.to_dict() for recipe in recipes], sort_keys=False, allow_unicode=True))
+
+
+def print_forecasts(recipes: Sequence[Recipe], device: str) -> None:
+    """Print what each quantization will need, without reading a weight."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "method", "coverage", "bits linear", "peak MB", "disk MB while it runs", "checkpoint MB")
+    for recipe in recipes:
+        if recipe.quantizer is None:
+            continue
+        found = forecast(recipe, device)
+        table.add_row(
+            recipe.model.path or "embedded",
+            recipe.method,
+            f"{100 * found.coverage.share:.2f} %",
+            f"{found.quantized_bits:.3f}",
+            f"{found.peak_memory_bytes / 1e6:.0f}",
+            f"{found.working_disk_bytes / 1e6:.1f}",
+            f"{found.checkpoint_bytes / 1e6:.1f}",
+        )
+        for name in [*found.coverage.skipped, *found.coverage.others]:
+            click.echo(f"not quantized: {name}")
+    Console().print(table)
+
+
+def _split(values: Sequence[str]) -> list[str]:
+    return [part for value in values for part in value.split(",") if part]

@@ -1,0 +1,44 @@
+"""`lowbit inspect`: what a checkpoint is, from its files alone."""
+
+from __future__ import annotations
+
+import click
+
+from lowbit.cli.options import plugin_options
+
+
+@click.command("inspect")
+@click.argument("checkpoint", type=click.Path(file_okay=False))
+@click.option("--layers", is_flag=True, help="List every quantized layer.")
+@plugin_options
+def command(checkpoint: str, layers: bool, plugins: tuple[str, ...]) -> None:
+    """Show formats, bits, coverage and recipe of a CHECKPOINT; bits are counted anew from its files."""
+    from collections import Counter
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from lowbit.cli.describe import print_bits
+    from lowbit.cli.session import start
+    from lowbit.pipeline.inspection import inspect_checkpoint
+
+    start(plugins)
+    found = inspect_checkpoint(Path(checkpoint))
+    click.echo(f"{checkpoint}: {found.method}, made by lowbit {found.lowbit_version}, parent sha256 {found.parent_sha256}")
+    coverage = found.coverage
+    click.echo(f"coverage: {100 * coverage['share']:.2f} % of the decoder's weights, {coverage['quantized_targets']} matrices")
+    for name in [*coverage["skipped"], *coverage["other_matrices"]]:
+        click.echo(f"not quantized: {name}")
+    for (format_name, version, packer), count in Counter(found.formats).items():
+        click.echo(f"format {format_name} version {version}, packer {packer}: {count} matrices")
+    if found.calibration:
+        click.echo("calibration: " + ", ".join(f"{key} {value}" for key, value in found.calibration.items()))
+    print_bits(found.bits)
+    click.echo(found.recipe, nl=False)
+    if layers:
+        table = Table("layer", "relative error", "bits nominal", "diagnostics")
+        for layer in found.layers:
+            numbers = ", ".join(f"{key} {value:.3f}" for key, value in layer["diagnostics"].items())
+            table.add_row(layer["name"], f"{layer['relative_error']:.5f}", f"{layer['nominal_bits']:.2f}", numbers)
+        Console().print(table)

@@ -1,0 +1,94 @@
+"""`lowbit`: the group of commands; each is imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "bench": "Quantize models, evaluate them beside their parents, print one table.",
+    "quantize": "Quantize a model into a checkpoint folder.",
+    "eval": "Evaluate a checkpoint or any other model with lm-evaluation-harness.",
+    "recipe": "Show, check and describe recipes.",
+    "plugins": "List plugins and what they bring.",
+    "inspect": "Show formats, bits, coverage and recipe of a checkpoint.",
+    "doctor": "Show versions, devices, and which kernels serve which layouts.",
+}
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is called; its help needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"lowbit.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _with_underscores(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"lowbit {version('lowbit')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _with_underscores},
+)
+@click.option("--version", is_flag=True, callback=_print_version, expose_value=False, is_eager=True, help="Show it.")
+def cli() -> None:
+    """Write, run and compare ultra-low-bit weight quantization of language models.
+
+    `lowbit bench` alone quantizes and judges a small embedded model, offline, in a minute or two.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 when all went well, 1 with one clear line, 130 when interrupted."""
+    from lowbit.errors import LowbitError
+
+    try:
+        result: Any = cli(arguments, standalone_mode=False)
+    except click.exceptions.Abort:
+        _interrupted()
+    except KeyboardInterrupt:
+        _interrupted()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except LowbitError as error:
+        click.echo(f"lowbit: error: {error}", err=True)
+        sys.exit(EXIT_ERROR)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _interrupted() -> None:
+    click.echo("lowbit: interrupted; finished work is kept, and the same command continues from there", err=True)
+    sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Progress of a quantization in a terminal, with remaining time."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lowbit.contracts import QuantizedBlock
+from lowbit.pipeline.quantize import HookEvents
+from lowbit.recipe import Recipe
+
+
+class ProgressEvents(HookEvents):
+    """Shows a bar over the decoder blocks, and passes events on to plugins.
+
+    Args:
+        recipe: The run's recipe.
+        console: Where to draw.
+    """
+
+    def __init__(self, recipe: Recipe, console: Console) -> None:
+        super().__init__(recipe)
+        self._method = recipe.method
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("remaining"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def run_started(self, blocks: int, finished: int) -> None:
+        """Open the bar; blocks that were finished earlier count as done."""
+        super().run_started(blocks, finished)
+        if finished:
+            self._progress.console.print(f"continuing: {finished} of {blocks} blocks were finished before")
+        if finished < blocks:
+            self._progress.start()
+            self._task = self._progress.add_task(f"{self._method}: blocks", total=blocks, completed=finished)
+
+    def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
+        """Advance the bar, and close it after the last block."""
+        super().block_quantized(block, blocks)
+        self._progress.advance(self._task)
+        if block.index + 1 == blocks:
+            self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._progress.stop()

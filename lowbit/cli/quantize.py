@@ -1,0 +1,56 @@
+"""`lowbit quantize`: a checkpoint without an evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lowbit.cli.options import ManyValues, plugin_options, recipe_flags, recipe_options
+
+
+@click.command("quantize", cls=ManyValues)
+@click.option("--model", "-M", "models", multiple=True, help="Folder or hub id of the parent; none: the embedded model.")
+@click.option("--method", "methods", multiple=True, help="One method.")
+@click.option("--output", "--output_path", "-o", "output", required=True, help="Folder of the checkpoint.")
+@click.option("--dry_run", is_flag=True, help="Forecast memory, disk and coverage; read no weight.")
+@click.option("--show_config", is_flag=True, help="Print the resolved recipe and stop.")
+@recipe_options
+@plugin_options
+def command(**values: Any) -> int:
+    """Quantize a model into a checkpoint folder that transformers loads after `import lowbit`.
+
+    A killed or interrupted run continues when the same command is given again.
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from lowbit.cli.describe import print_bits
+    from lowbit.cli.grid import grid_recipes, print_forecasts, print_recipes
+    from lowbit.cli.progress import ProgressEvents
+    from lowbit.cli.session import start
+    from lowbit.errors import LowbitError
+    from lowbit.pipeline.quantize import quantize_to
+
+    start(values["plugins"])
+    recipes = grid_recipes(values, recipe_flags(values), default_tasks=False)
+    if len(recipes) != 1:
+        names = ", ".join(recipe.method for recipe in recipes)
+        raise LowbitError(f"quantize makes one checkpoint; got {len(recipes)} ({names}): give one --method and one --model")
+    if values["show_config"]:
+        print_recipes(recipes)
+        return 0
+    if values["dry_run"]:
+        print_forecasts(recipes, values["device"])
+        return 0
+    events = ProgressEvents(recipes[0], Console(stderr=True))
+    try:
+        outcome = quantize_to(recipes[0], Path(values["output"]), events, values["device"])
+    finally:
+        events.close()
+    click.echo(f"{outcome.checkpoint}: {100 * outcome.coverage['share']:.2f} % of the decoder's weights quantized")
+    print_bits(outcome.bits)
+    if outcome.cost:
+        click.echo(f"{outcome.cost['seconds']:.1f} s, peak memory {outcome.cost['peak_memory_bytes'] / 1e6:.0f} MB")
+    return 0

@@ -1,0 +1,267 @@
+"""The whole run: parent and every method through the same evaluation, one result file each, one table."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lowbit.contracts import RunEvents
+from lowbit.errors import LowbitError
+from lowbit.evaluation.chance import chance_levels
+from lowbit.evaluation.corpora import model_positions
+from lowbit.evaluation.fit import check_documents_fit, check_perplexity_windows
+from lowbit.evaluation.harness import evaluate
+from lowbit.evaluation.parent_cache import ParentCache, cache_key
+from lowbit.evaluation.prepare import PreparedTasks, prepare_tasks
+from lowbit.modeling.parent_bits import parent_bits
+from lowbit.models.streamed import read_config
+from lowbit.pipeline.backends import dense_with_difference, probe_tokens
+from lowbit.pipeline.domains import in_domain_tasks
+from lowbit.pipeline.identity import package_versions, plugin_versions
+from lowbit.pipeline.load import load, load_tokenizer
+from lowbit.pipeline.quantize import (
+    HookEvents,
+    Preparation,
+    QuantizationOutcome,
+    model_folder,
+    prepare,
+    quantize_to,
+    require_writable,
+)
+from lowbit.recipe import Recipe
+from lowbit.registry import registry
+from lowbit.results.metrics import Metric, primary_metrics, recovery_table
+from lowbit.results.record import sanitize, write_result
+from lowbit.results.table import Row
+
+CHECKPOINTS = "checkpoints"
+PARENTS = "parents"
+EVALUATION_PACKAGES = ("lowbit", "torch", "transformers", "lm_eval", "datasets", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How a bench runs, beside what the recipes say.
+
+    Args:
+        output_path: Where results, checkpoints and cached parents go.
+        device: Where models are worked on and evaluated.
+        events: Makes the observers of one quantization.
+        announce: Is told what happens next.
+        refresh_parent: Evaluate parents again although their results are cached.
+        extra_tasks: Task configurations beside lm-eval's own.
+    """
+
+    output_path: Path
+    device: str = "cpu"
+    events: Callable[[Recipe], RunEvents] = HookEvents
+    announce: Callable[[str], None] = lambda text: None
+    refresh_parent: bool = False
+    extra_tasks: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class _Parent:
+    """An evaluated parent.
+
+    Args:
+        name: What tables call it.
+        folder: Where it lies.
+        sha256: Identity of its files.
+        results: lm-eval's result.
+        chance: Accuracy of blind choice by task.
+    """
+
+    name: str
+    folder: Path
+    sha256: str
+    results: dict[str, Any]
+    chance: dict[str, float]
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The primary metric of each task."""
+        return primary_metrics(self.results)
+
+
+def bench(recipes: Sequence[Recipe], options: BenchOptions) -> Iterator[Row]:
+    """Evaluate every recipe's parent once and every recipe's quantized model, yielding rows as they are done.
+
+    Everything that can be known to fail is checked before the first weight is read. A method that fails does not stop
+    the others; its row carries the error.
+
+    Args:
+        recipes: Any number of methods and models; those of one model should stand together.
+        options: How to run.
+
+    Raises:
+        LowbitError: A model, a task, a data set or a recipe does not hold up.
+    """
+    results_folder = options.output_path.parent if options.output_path.suffix == ".json" else options.output_path
+    prepared: dict[str, PreparedTasks] = {}
+    ready: dict[int, Preparation] = {}
+    for number, recipe in enumerate(recipes):
+        key = recipe.eval.model_dump_json()
+        if key not in prepared:
+            options.announce(f"loading tasks {', '.join(recipe.eval.tasks)}")
+            prepared[key] = prepare_tasks(recipe.eval, options.extra_tasks)
+        _check_fit(recipe, prepared[key])
+        if recipe.quantizer is not None:
+            ready[number] = prepare(recipe, options.device)
+            require_writable(_checkpoint_path(results_folder, recipe, ready[number]))
+    parents: dict[str, _Parent] = {}
+    for number, recipe in enumerate(recipes):
+        tasks = prepared[recipe.eval.model_dump_json()]
+        parent_key = recipe.model.model_dump_json() + recipe.eval.model_dump_json()
+        if parent_key not in parents:
+            parents[parent_key] = _evaluate_parent(recipe, tasks, options, results_folder)
+            yield _parent_row(parents[parent_key], recipe)
+        if number in ready:
+            yield _run_method(recipe, ready[number], parents[parent_key], tasks, options, results_folder)
+
+
+def _check_fit(recipe: Recipe, tasks: PreparedTasks) -> None:
+    folder = model_folder(recipe)
+    tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
+    config = read_config(folder, recipe.model.trust_remote_code)
+    length = recipe.eval.max_length or model_positions(config) or 2048
+    check_documents_fit(tasks, tokenizer, length, recipe.eval)
+    check_perplexity_windows(tasks, tokenizer, config, recipe.eval)
+
+
+def _checkpoint_path(folder: Path, recipe: Recipe, ready: Preparation) -> Path:
+    name = f"{sanitize(_model_name(recipe))}__{recipe.method}-{ready.signature['recipe_sha256'][:12]}"
+    return folder / CHECKPOINTS / name
+
+
+def _model_name(recipe: Recipe) -> str:
+    return "embedded" if recipe.model.path is None else Path(recipe.model.path).name
+
+
+def _evaluate_parent(recipe: Recipe, tasks: PreparedTasks, options: BenchOptions, folder: Path) -> _Parent:
+    """Evaluate a parent, or take its result from the cache, and write its result file."""
+    path = model_folder(recipe)
+    sha256 = _parent_sha256(path)
+    cache = ParentCache(folder / PARENTS)
+    key = cache_key(sha256, tasks, recipe.eval, f"{recipe.model.dtype} on {options.device}")
+    results = None if options.refresh_parent else cache.load(key)
+    name = _model_name(recipe)
+    cached = results is not None
+    if results is None:
+        options.announce(f"evaluating the parent {name}")
+        model = load(path, "dense", recipe.model.dtype, options.device, recipe.model.trust_remote_code)
+        tokenizer = load_tokenizer(path, recipe.model.trust_remote_code)
+        results = evaluate(model, tokenizer, tasks, recipe.eval, model_name=str(path), model_sha=sha256)
+        del model
+        cache.save(key, results)
+    parent = _Parent(name, path, sha256, results, chance_levels(tasks, recipe.eval))
+    record = {
+        "role": "parent",
+        **_common_record(recipe, parent, options),
+        "bits": parent_bits(path).model_dump(),
+        "from_cache": cached,
+    }
+    write_result(options.output_path, name, results, record, datetime.now(UTC))
+    return parent
+
+
+def _parent_sha256(path: Path) -> str:
+    from lowbit.models.checkpoint import ParentCheckpoint
+
+    return ParentCheckpoint(path).sha256()
+
+
+def _parent_row(parent: _Parent, recipe: Recipe) -> Row:
+    bits = parent_bits(parent.folder)
+    widths = (bits.nominal_bits, bits.quantized_bits, bits.whole_file_bits)
+    return Row(parent.name, "parent", widths, parent.metrics, chance=parent.chance)
+
+
+def _run_method(
+    recipe: Recipe, ready: Preparation, parent: _Parent, tasks: PreparedTasks, options: BenchOptions, folder: Path
+) -> Row:
+    """Quantize, reload, evaluate and record one method; an error becomes a row."""
+    try:
+        output = _checkpoint_path(folder, recipe, ready)
+        options.announce(f"{recipe.method}: quantizing {parent.name}")
+        outcome = quantize_to(recipe, output, options.events(recipe), options.device, ready)
+        options.announce(f"{recipe.method}: evaluating {parent.name}")
+        results, record = _evaluate_checkpoint(recipe, outcome, parent, tasks, options)
+        write_result(options.output_path, f"{parent.name}__{recipe.method}", results, record, datetime.now(UTC))
+        registry().hook.lowbit_run_finished(result=record)
+    except (LowbitError, KeyboardInterrupt) as error:
+        registry().hook.lowbit_run_failed(recipe=recipe.to_dict(), error=error)
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return Row(parent.name, recipe.method, error=str(error))
+    bits = outcome.bits
+    return Row(
+        model=parent.name,
+        method=recipe.method,
+        bits=(bits.nominal_bits, bits.quantized_bits, bits.whole_file_bits),
+        metrics=primary_metrics(results),
+        parent=parent.metrics,
+        chance=parent.chance,
+        seconds=outcome.cost.get("seconds"),
+        memory_bytes=outcome.cost.get("peak_memory_bytes"),
+    )
+
+
+def _evaluate_checkpoint(
+    recipe: Recipe, outcome: QuantizationOutcome, parent: _Parent, tasks: PreparedTasks, options: BenchOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Load the written checkpoint back, measure packed against dense, and evaluate the form that the recipe names."""
+    packed = load(outcome.checkpoint, "packed", recipe.model.dtype, options.device)
+    vocabulary, positions = packed.config.vocab_size, model_positions(packed.config) or 2048
+    tokens = probe_tokens(vocabulary, positions, recipe.seed)
+    model, difference, kernels = dense_with_difference(packed, tokens)
+    if recipe.backend == "packed":
+        del model, packed
+        gc.collect()
+        model = load(outcome.checkpoint, "packed", recipe.model.dtype, options.device)
+    tokenizer = load_tokenizer(outcome.checkpoint, recipe.model.trust_remote_code)
+    sha256 = _parent_sha256(outcome.checkpoint)
+    results = evaluate(
+        model,
+        tokenizer,
+        tasks,
+        recipe.eval,
+        model_name=str(outcome.checkpoint),
+        num_parameters=outcome.bits.parameters,
+        model_sha=sha256,
+    )
+    record = {
+        "role": "quantized",
+        **_common_record(recipe, parent, options),
+        "checkpoint": str(outcome.checkpoint),
+        "checkpoint_sha256": sha256,
+        "bits": outcome.bits.model_dump(),
+        "coverage": outcome.coverage,
+        "calibration": outcome.calibration,
+        "in_domain_tasks": in_domain_tasks(outcome.calibration, tasks),
+        "cost": outcome.cost,
+        "backend": recipe.backend,
+        "kernels": kernels,
+        "packed_against_dense": difference.to_dict(),
+        "recovery": recovery_table(parent.results, results, parent.chance),
+        "layers": outcome.layers,
+    }
+    return results, record
+
+
+def _common_record(recipe: Recipe, parent: _Parent, options: BenchOptions) -> dict[str, Any]:
+    return {
+        "method": recipe.method if recipe.quantizer is not None else "none",
+        "recipe": recipe.to_dict(),
+        "recipe_sha256": recipe.sha256(),
+        "seed": recipe.seed,
+        "parent": {"name": parent.name, "path": str(parent.folder), "sha256": parent.sha256},
+        "chance": parent.chance,
+        "device": options.device,
+        "versions": package_versions(EVALUATION_PACKAGES),
+        "plugins": plugin_versions(registry()),
+    }

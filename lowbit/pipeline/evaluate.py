@@ -1,0 +1,82 @@
+"""Evaluates one model as it is: a lowbit checkpoint or an unquantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lowbit.evaluation.chance import chance_levels
+from lowbit.evaluation.corpora import model_positions
+from lowbit.evaluation.fit import check_documents_fit, check_perplexity_windows
+from lowbit.evaluation.harness import evaluate
+from lowbit.evaluation.prepare import prepare_tasks
+from lowbit.modeling.bits_report import BitsReport
+from lowbit.modeling.parent_bits import parent_bits
+from lowbit.models.checkpoint import ParentCheckpoint
+from lowbit.models.streamed import read_config
+from lowbit.pipeline.identity import package_versions, plugin_versions
+from lowbit.pipeline.inspection import inspect_checkpoint
+from lowbit.pipeline.load import is_quantized, load, load_tokenizer
+from lowbit.pipeline.quantize import model_folder
+from lowbit.recipe import Recipe
+from lowbit.registry import registry
+from lowbit.results.metrics import primary_metrics
+from lowbit.results.record import write_result
+from lowbit.results.table import Row
+
+
+def evaluate_model(
+    recipe: Recipe, device: str = "cpu", output_path: str | None = None, extra_tasks: Sequence[dict[str, Any]] = ()
+) -> Row:
+    """Evaluate the model that a recipe names, without quantizing it.
+
+    Args:
+        recipe: Model, backend and evaluation.
+        device: Where the model runs.
+        output_path: Folder or `.json` file of the result; `None` writes none.
+        extra_tasks: Task configurations beside lm-eval's own.
+
+    Raises:
+        LowbitError: The model, a task or a data set does not hold up.
+    """
+    folder = model_folder(recipe)
+    tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
+    tasks = prepare_tasks(recipe.eval, extra_tasks)
+    config = read_config(folder, recipe.model.trust_remote_code)
+    check_documents_fit(tasks, tokenizer, recipe.eval.max_length or model_positions(config) or 2048, recipe.eval)
+    check_perplexity_windows(tasks, tokenizer, config, recipe.eval)
+    quantized = is_quantized(folder)
+    bits = inspect_checkpoint(folder).bits if quantized else parent_bits(folder)
+    model = load(folder, recipe.backend, recipe.model.dtype, device, recipe.model.trust_remote_code)
+    sha256 = ParentCheckpoint(folder).sha256()
+    name = "embedded" if recipe.model.path is None else folder.name
+    results = evaluate(
+        model, tokenizer, tasks, recipe.eval, model_name=str(folder), num_parameters=bits.parameters, model_sha=sha256
+    )
+    if output_path is not None:
+        record = _record(recipe, bits, sha256, quantized, device)
+        write_result(Path(output_path), name, results, record, datetime.now(UTC))
+    return Row(
+        model=name,
+        method=recipe.backend if quantized else "parent",
+        bits=(bits.nominal_bits, bits.quantized_bits, bits.whole_file_bits),
+        metrics=primary_metrics(results),
+        chance=chance_levels(tasks, recipe.eval),
+    )
+
+
+def _record(recipe: Recipe, bits: BitsReport, sha256: str, quantized: bool, device: str) -> dict[str, Any]:
+    return {
+        "role": "evaluation",
+        "quantized": quantized,
+        "recipe": recipe.to_dict(),
+        "recipe_sha256": recipe.sha256(),
+        "model_sha256": sha256,
+        "bits": bits.model_dump(),
+        "backend": recipe.backend if quantized else None,
+        "device": device,
+        "versions": package_versions(),
+        "plugins": plugin_versions(registry()),
+    }

@@ -1,0 +1,102 @@
+"""The table that ends a run: parent first, bits three ways, each task with recovery, time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.table import Table
+from rich.text import Text
+
+from lowbit.results.metrics import Metric, recovery
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model under one method.
+
+    Args:
+        model: The parent's name.
+        method: The method; `parent` for the parent itself.
+        bits: Nominal, quantized-layer and whole-file bits a weight.
+        metrics: The primary metric of each task.
+        parent: The parent's primary metrics; empty for the parent itself.
+        chance: The accuracy of blind choice by task.
+        seconds: What quantization took; `None` for the parent and for a checkpoint found finished.
+        memory_bytes: Its peak memory.
+        error: Why there is no result.
+    """
+
+    model: str
+    method: str
+    bits: tuple[float, float, float] | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    parent: Mapping[str, Metric] = field(default_factory=dict)
+    chance: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    error: str | None = None
+
+
+def header(rows: Sequence[Row]) -> list[str]:
+    """Return the column titles, with one column a task that any row has."""
+    tasks: dict[str, Metric] = {}
+    for row in rows:
+        for task, metric in row.metrics.items():
+            tasks.setdefault(task, metric)
+    arrows = [f"{task} {metric.name} {'↑' if metric.higher_is_better else '↓'}" for task, metric in tasks.items()]
+    return ["model", "method", "bits nominal", "bits linear", "bits file", *arrows, "quantize s", "peak MB"]
+
+
+def cells(row: Row, tasks: Sequence[str]) -> list[str]:
+    """Return a row as text, recovery behind each value in percent of the parent."""
+    bits = [f"{value:.2f}" for value in row.bits] if row.bits else [MISSING] * 3
+    values = [_value(row, task) for task in tasks]
+    if row.error is not None and values:
+        values = ["failed", *[MISSING] * (len(values) - 1)]
+    seconds = MISSING if row.seconds is None else f"{row.seconds:.1f}"
+    memory = MISSING if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.0f}"
+    return [row.model, row.method, *bits, *values, seconds, memory]
+
+
+def task_names(rows: Sequence[Row]) -> list[str]:
+    """Return every task of the rows, in order of appearance."""
+    return list(dict.fromkeys(task for row in rows for task in row.metrics))
+
+
+def render(rows: Sequence[Row]) -> Table:
+    """Return the table for a terminal."""
+    table = Table(caption="in brackets: recovery in percent of the parent; bits per weight", caption_justify="left")
+    tasks = task_names(rows)
+    for number, title in enumerate(header(rows)):
+        table.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
+    previous = None
+    for row in rows:
+        if previous is not None and row.model != previous:
+            table.add_section()
+        table.add_row(*(Text(cell) for cell in cells(row, tasks)))
+        previous = row.model
+    return table
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Return the table as Markdown."""
+    titles = header(rows)
+    tasks = task_names(rows)
+    alignment = ["---", "---", *["---:"] * (len(titles) - 2)]
+    lines = [titles, alignment, *(cells(row, tasks) for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def _value(row: Row, task: str) -> str:
+    metric = row.metrics.get(task)
+    if metric is None:
+        return MISSING
+    text = f"{metric.value:.4f}" if metric.higher_is_better else f"{metric.value:.2f}"
+    ancestor = row.parent.get(task)
+    if ancestor is None:
+        return text
+    percent = recovery(ancestor, metric, row.chance.get(task, 0.0)).percent
+    return text if percent is None else f"{text} ({percent:.1f})"
