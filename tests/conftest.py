@@ -9,6 +9,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; one thread each is faster than all of them competing.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest_plugins = ["small_models"]
 

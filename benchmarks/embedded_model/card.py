@@ -73,12 +73,10 @@ The world has {people} people with seven attributes each, {places} towns with fo
 effects and {things} things with a property. Every fact of the world is *told* in training, many times and in several
 sentence forms. New in the test:
 
-- `smallworld_choice`, facts: a question that training never asks. Of every person and every town one attribute is asked
+- `smallworld_choice`: a question that training never asks. Of every person and every town one attribute is asked
   in the test only (and another in validation only): training tells it in statements and asks the *other* attributes in
   the same question forms. Of each tool and cause two of six question forms, of each thing one of four, are kept for the
   test in the same way. What is asked, and the world's facts, are not new.
-- `smallworld_choice`, readings: the little story is new, its words and sentence forms are not; the answer is in the
-  story.
 - `smallworld_text`: new documents from the same generator (profiles, stories, advice, chronicles, travel notes,
   dialogues): new combinations of sentences. Of their single sentences {overlap:.0%} occur word for word somewhere in
   training, since a fact has only a handful of forms: the perplexity measures how well the world is known, not English.
@@ -87,7 +85,9 @@ sentence forms. New in the test:
 
 ## Limits
 
-It knows nothing outside this world, follows no instructions, and continues other text with nonsense. Its absolute
+It knows nothing outside this world, follows no instructions, and continues other text with nonsense. It has learned
+facts, and not to read: questions about a story told in the prompt are in its training text, but on the validation split
+it answered them at chance, so the choice task has none. Its absolute
 scores say nothing about other models; they are a measure of what quantization takes away from this one. With
 {parameters:,} parameters it is far more sensitive to low-bit quantization than a large model: do not read
 recoveries on it as forecasts for larger models.

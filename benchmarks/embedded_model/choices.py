@@ -9,12 +9,13 @@ import re
 from dataclasses import dataclass
 
 from questions import Question, ask
-from reading import reading
 from world import Split, World, build_world
 
+# No item asks about a story told in its own goal (`reading.py`): on the validation split the model answered such
+# questions at chance, so they would add noise and no signal.
 PAIRS: dict[Split, dict[str, int]] = {
-    "validation": {"person": 120, "tool": 24, "cause": 24, "place": 12, "thing": 12, "reading": 26},
-    "test": {"person": 120, "tool": 40, "cause": 40, "place": 12, "thing": 12, "reading": 26},
+    "validation": {"person": 146, "tool": 24, "cause": 24, "place": 12, "thing": 12},
+    "test": {"person": 146, "tool": 40, "cause": 40, "place": 12, "thing": 12},
 }
 
 
@@ -79,20 +80,9 @@ def choice_items(split: Split) -> list[ChoiceItem]:
         split: "validation" or "test".
     """
     rng = random.Random(f"choices {split}")
-    world = build_world()
-    counts = PAIRS[split]
-    grouped = _grouped(world, split)
+    grouped = _grouped(build_world(), split)
     items: list[ChoiceItem] = []
-    for kind, count in counts.items():
-        if kind != "reading":
-            items += _fact_pairs(rng, grouped[kind], kind, count)
-    for _ in range(counts.get("reading", 0)):
-        text, (first, second) = reading(rng, world)
-        items += _pair(
-            rng,
-            "reading",
-            Question(f"{text} {first.goal}", first.answer),
-            Question(f"{text} {second.goal}", second.answer),
-        )
+    for kind, count in PAIRS[split].items():
+        items += _fact_pairs(rng, grouped[kind], kind, count)
     rng.shuffle(items)
     return items

@@ -98,8 +98,8 @@ def _windows(text: str, encode: Callable[[str], list[int]], request: TokenReques
     ids = torch.tensor(encode(text), dtype=torch.int64)
     if len(ids) < request.seq_len + request.n_samples:
         raise LowbitError(
-            f"calibration {source} has {len(ids)} tokens, too few for {request.n_samples} windows of {request.seq_len}; "
-            "give more text, or smaller --n_samples or --seq_len"
+            f"calibration {source} has {len(ids)} tokens, too few for {request.n_samples} windows of "
+            f"{request.seq_len}; give more text, or smaller --n_samples or --seq_len"
         )
     _check_vocabulary(ids, request, source)
     generator = torch.Generator().manual_seed(request.seed)

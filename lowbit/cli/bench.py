@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -9,13 +10,19 @@ import click
 from lowbit.cli.options import ManyValues, evaluation_options, plugin_options, recipe_flags, recipe_options
 
 DEFAULT_OUTPUT = "lowbit_results"
+# A table that goes to a file or a pipe is not squeezed into a terminal's default 80 columns.
+PLAIN_WIDTH = 160
 
 
 @click.command("bench", cls=ManyValues)
-@click.option("--model", "-M", "models", multiple=True, help="Folder or hub id; several by comma; none: the embedded model.")
+@click.option(
+    "--model", "-M", "models", multiple=True, help="Folder or hub id; several by comma; none: the embedded model."
+)
 @click.option("--method", "methods", multiple=True, help="Methods by comma; none: those that plugins mark as default.")
-@click.option("--backend", type=click.Choice(["dense", "packed"]), help="Evaluate dequantized weights, or the packed ones.")
-@click.option("--output_path", "-o", default=DEFAULT_OUTPUT, show_default=True, help="Folder of results and checkpoints.")
+@click.option(
+    "--backend", type=click.Choice(["dense", "packed"]), help="Evaluate dequantized weights, or the packed ones."
+)
+@click.option("--output_path", "-o", help=f"Folder of results and checkpoints, or a .json file ({DEFAULT_OUTPUT}).")
 @click.option("--refresh_parent", is_flag=True, help="Evaluate parents again although their results are kept.")
 @click.option("--dry_run", is_flag=True, help="Forecast memory, disk and coverage; read no weight.")
 @click.option("--show_config", is_flag=True, help="Print the resolved recipes and stop.")
@@ -49,7 +56,7 @@ def command(**values: Any) -> int:
         return 0
     progress = Console(stderr=True)
     options = BenchOptions(
-        output_path=Path(values["output_path"]),
+        output_path=Path(values["output_path"] or recipes[0].output_path or DEFAULT_OUTPUT),
         device=values["device"],
         events=lambda recipe: ProgressEvents(recipe, progress),
         announce=lambda text: progress.print(f"[dim]{text}[/dim]", highlight=False),
@@ -68,7 +75,7 @@ def _show(rows: list[Any], markdown: bool) -> int:
     if markdown:
         click.echo(to_markdown(rows), nl=False)
     else:
-        Console().print(render(rows))
+        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(render(rows))
     failed = [row for row in rows if row.error is not None]
     for row in failed:
         click.echo(f"lowbit: error: {row.method} on {row.model}: {row.error}", err=True)

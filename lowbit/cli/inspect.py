@@ -25,9 +25,13 @@ def command(checkpoint: str, layers: bool, plugins: tuple[str, ...]) -> None:
 
     start(plugins)
     found = inspect_checkpoint(Path(checkpoint))
-    click.echo(f"{checkpoint}: {found.method}, made by lowbit {found.lowbit_version}, parent sha256 {found.parent_sha256}")
+    click.echo(
+        f"{checkpoint}: {found.method}, made by lowbit {found.lowbit_version}, parent sha256 {found.parent_sha256}"
+    )
     coverage = found.coverage
-    click.echo(f"coverage: {100 * coverage['share']:.2f} % of the decoder's weights, {coverage['quantized_targets']} matrices")
+    click.echo(
+        f"coverage: {100 * coverage['share']:.2f} % of the decoder's weights, {coverage['quantized_targets']} matrices"
+    )
     for name in [*coverage["skipped"], *coverage["other_matrices"]]:
         click.echo(f"not quantized: {name}")
     for (format_name, version, packer), count in Counter(found.formats).items():

@@ -61,18 +61,28 @@ def recipe_options(command: Command) -> Command:
         [
             click.option("--config", "-C", type=click.Path(dir_okay=False), help="Recipe file (YAML)."),
             click.option(
-                "--set", "overrides", multiple=True, metavar="[METHOD:]KEY=VALUE", help="Override a recipe key; repeatable."
+                "--set",
+                "overrides",
+                multiple=True,
+                metavar="[METHOD:]KEY=VALUE",
+                help="Override a recipe key; repeatable.",
             ),
-            click.option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), help="For evaluation."),
+            click.option(
+                "--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), help="For evaluation."
+            ),
             click.option("--revision", help="Branch, tag or commit on the hub."),
             click.option("--trust_remote_code", is_flag=True, default=None, help="Run code that comes with the model."),
             click.option("--calibration", metavar="NAME|FILE", help="Source of calibration text or tokens."),
             click.option("--n_samples", "--nsamples", type=int, help="Calibration sequences (128)."),
             click.option("--seq_len", "--seqlen", type=int, help="Tokens a sequence (min of 2048 and the positions)."),
             click.option("--packer", help="Packer that lays out the weights."),
-            click.option("--data_dir", envvar="LOWBIT_DATA_DIR", help="Local mirror of hub data sets; no network then."),
+            click.option(
+                "--data_dir", envvar="LOWBIT_DATA_DIR", help="Local mirror of hub data sets; no network then."
+            ),
             click.option("--seed", help="One number, or lm-eval's four (python,numpy,torch,fewshot)."),
-            click.option("--device", default="cpu", show_default=True, help="Where models are worked on and evaluated."),
+            click.option(
+                "--device", default="cpu", show_default=True, help="Where models are worked on and evaluated."
+            ),
         ]
     )(command)
 
@@ -104,16 +114,37 @@ def evaluation_options(command: Command) -> Command:
             click.option("--write_out", "-w", is_flag=True, default=None, help="Print each task's first prompt."),
             click.option("--check_integrity", is_flag=True, default=None, help="Run the harness's tests of the tasks."),
             click.option("--add_bos_token", type=bool, help="Begin-of-text token, true or false."),
-            click.option("--model_args", "-a", help="lm-eval's key=value: pretrained, dtype, revision, max_length, ..."),
+            click.option(
+                "--model_args", "-a", help="lm-eval's key=value: pretrained, dtype, revision, max_length, ..."
+            ),
         ]
     )(command)
 
 
 EVALUATION_KEYS = (
-    "tasks num_fewshot batch_size max_batch_size max_length limit samples use_cache cache_requests log_samples "
-    "gen_kwargs apply_chat_template system_instruction fewshot_as_multiturn include_path predict_only "
-    "confirm_run_unsafe_code metadata write_out check_integrity add_bos_token data_dir"
-).split()
+    "tasks",
+    "num_fewshot",
+    "batch_size",
+    "max_batch_size",
+    "max_length",
+    "limit",
+    "samples",
+    "use_cache",
+    "cache_requests",
+    "log_samples",
+    "gen_kwargs",
+    "apply_chat_template",
+    "system_instruction",
+    "fewshot_as_multiturn",
+    "include_path",
+    "predict_only",
+    "confirm_run_unsafe_code",
+    "metadata",
+    "write_out",
+    "check_integrity",
+    "add_bos_token",
+    "data_dir",
+)
 
 
 def recipe_flags(values: Mapping[str, Any]) -> dict[str, Any]:

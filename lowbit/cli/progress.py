@@ -45,9 +45,7 @@ class ProgressEvents(HookEvents):
         """Advance the bar, and close it after the last block."""
         super().block_quantized(block, blocks)
         self._progress.advance(self._task)
-        if block.index + 1 == blocks:
-            self.close()
 
-    def close(self) -> None:
+    def run_ended(self) -> None:
         """Remove the bar."""
         self._progress.stop()

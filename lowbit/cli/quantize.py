@@ -10,7 +10,9 @@ from lowbit.cli.options import ManyValues, plugin_options, recipe_flags, recipe_
 
 
 @click.command("quantize", cls=ManyValues)
-@click.option("--model", "-M", "models", multiple=True, help="Folder or hub id of the parent; none: the embedded model.")
+@click.option(
+    "--model", "-M", "models", multiple=True, help="Folder or hub id of the parent; none: the embedded model."
+)
 @click.option("--method", "methods", multiple=True, help="One method.")
 @click.option("--output", "--output_path", "-o", "output", required=True, help="Folder of the checkpoint.")
 @click.option("--dry_run", is_flag=True, help="Forecast memory, disk and coverage; read no weight.")
@@ -37,7 +39,9 @@ def command(**values: Any) -> int:
     recipes = grid_recipes(values, recipe_flags(values), default_tasks=False)
     if len(recipes) != 1:
         names = ", ".join(recipe.method for recipe in recipes)
-        raise LowbitError(f"quantize makes one checkpoint; got {len(recipes)} ({names}): give one --method and one --model")
+        raise LowbitError(
+            f"quantize makes one checkpoint; got {len(recipes)} ({names}): give one --method and one --model"
+        )
     if values["show_config"]:
         print_recipes(recipes)
         return 0
@@ -45,10 +49,7 @@ def command(**values: Any) -> int:
         print_forecasts(recipes, values["device"])
         return 0
     events = ProgressEvents(recipes[0], Console(stderr=True))
-    try:
-        outcome = quantize_to(recipes[0], Path(values["output"]), events, values["device"])
-    finally:
-        events.close()
+    outcome = quantize_to(recipes[0], Path(values["output"]), events, values["device"])
     click.echo(f"{outcome.checkpoint}: {100 * outcome.coverage['share']:.2f} % of the decoder's weights quantized")
     print_bits(outcome.bits)
     if outcome.cost:

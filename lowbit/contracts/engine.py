@@ -88,3 +88,6 @@ class RunEvents(Protocol):
 
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         """A block was committed."""
+
+    def run_ended(self) -> None:
+        """The run ended, well or not."""

@@ -16,8 +16,9 @@ from lm_eval.tasks import TaskManager
 
 from lowbit.errors import LowbitError
 from lowbit.evaluation.corpora import CORPORA, PerplexityTask, load_perplexity_tasks, split_perplexity_names
-from lowbit.evaluation.offline import Mirror, MirrorSplits, offline_mirror
+from lowbit.evaluation.offline import offline_mirror
 from lowbit.evaluation.task_index import make_task_manager
+from lowbit.hub import Mirror, MirrorSplits
 from lowbit.recipe.evaluation import EvaluationSettings
 
 

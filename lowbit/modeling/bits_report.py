@@ -14,6 +14,7 @@ from lowbit.modeling.layouts import layout_of
 from lowbit.modeling.module_entry import ModuleEntry, packed_module
 from lowbit.models.checkpoint import ITEM_BYTES, read_header
 
+
 class BitsReport(BaseModel):
     """How many bits a weight takes, three ways, and what every byte of the safetensors files is.
 
@@ -34,9 +35,7 @@ class BitsReport(BaseModel):
     items: dict[str, int]
 
 
-def count_bits(
-    files: Iterable[Path], modules: Mapping[str, Any], nominal_bits: float, blocks_name: str
-) -> BitsReport:
+def count_bits(files: Iterable[Path], modules: Mapping[str, Any], nominal_bits: float, blocks_name: str) -> BitsReport:
     """Count the bits of written safetensors files.
 
     Args:

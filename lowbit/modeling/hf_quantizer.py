@@ -105,9 +105,9 @@ class LowbitHfQuantizer(HfQuantizer):
         return model
 
     def _require_loaded(self, model: nn.Module) -> None:
-        state = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in self._ours}}
+        state = model.state_dict(keep_vars=True)
         missing = [name for name, tensor in state.items() if not getattr(tensor, "_is_hf_initialized", False)]
-        _refuse_missing(missing)
+        _refuse_missing([name for name in missing if not _may_be_absent(model, name)])
 
     def _require_declared(self, model: nn.Module) -> None:
         """Compare what was loaded with what the configuration declares."""
@@ -157,7 +157,7 @@ class LowbitHfQuantizer(HfQuantizer):
 def _refuse_missing(names: Sequence[str]) -> None:
     if names:
         raise CheckpointError(
-            f"the checkpoint lacks {len(names)} tensors, such as {sorted(names)[0]}; it is incomplete, copy it again"
+            f"the checkpoint lacks {len(names)} tensors ({', '.join(sorted(names)[:3])}); it is incomplete, copy it again"
         )
 
 

@@ -59,9 +59,13 @@ def _install_experts(model: nn.Module, parameter: str, entries: dict[int, Loaded
         module = nn.Module()
     fused = module._parameters.get(leaf)
     if fused is None or not is_fused_experts_module(module):
-        raise CheckpointError(f"quantization_config names {parameter}, which is no fused experts parameter of this model")
+        raise CheckpointError(
+            f"quantization_config names {parameter}, which is no fused experts parameter of this model"
+        )
     if sorted(entries) != list(range(fused.shape[0])):
-        raise CheckpointError(f"{parameter} has {fused.shape[0]} experts, but the configuration names {sorted(entries)}")
+        raise CheckpointError(
+            f"{parameter} has {fused.shape[0]} experts, but the configuration names {sorted(entries)}"
+        )
     transposed = bool(module.is_transposed)
     for entry in entries.values():
         _check_shape(entry, tuple(fused.shape[:0:-1] if transposed else fused.shape[1:]))

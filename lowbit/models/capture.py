@@ -87,6 +87,9 @@ def _recorder(index: int, recording: _Recording, returns_tuple: bool) -> Callabl
         hidden = args[0] if args else kwargs.pop("hidden_states")
         if recording.entered is None:
             recording.entered = hidden
+        elif hidden.shape != recording.entered.shape:
+            # A model that takes the first element of its blocks' output has cut a bare tensor to pieces.
+            raise RuntimeError(f"hidden states changed from {recording.entered.shape} to {hidden.shape} between blocks")
         recording.calls[index] = BlockCall(args[1:], kwargs, keyword)
         return (hidden,) if returns_tuple else hidden
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from lowbit.errors import CheckpointError
 from lowbit.models.checkpoint import ParentCheckpoint
+from lowbit.models.soundness import absent_tensors, require_stored_as
 
 CONVERTS = int(transformers.__version__.split(".")[0]) >= 5
 
@@ -44,6 +45,23 @@ class KeyMapping:
     def stored_dtypes(self) -> dict[str, str]:
         """Return the dtype, as safetensors names it, in which each tensor of the model is stored."""
         return {name: self._checkpoint.dtypes[key] for key, name in self.name_of.items()}
+
+    def require_fit(self) -> None:
+        """Compare the files' headers with the model; no weight is read.
+
+        Raises:
+            CheckpointError: A tensor is absent, has another shape, or is not stored as floating point.
+        """
+        absent = absent_tensors(self._model, self.name_of.values())
+        if absent:
+            raise CheckpointError(
+                f"{self._checkpoint.folder} lacks {len(absent)} tensors ({', '.join(absent[:3])}); it is incomplete"
+            )
+        state = self._model.state_dict()
+        for key, name in self.name_of.items():
+            if name in state:
+                header = (self._checkpoint.dtypes[key], self._checkpoint.shapes[key])
+                require_stored_as(name, header, state[name], name in self.converted)
 
     def load(self, wanted: Callable[[str], bool]) -> set[str]:
         """Load the wanted tensors into the model, cast to its dtype.
@@ -90,7 +108,7 @@ class KeyMapping:
         prefix = self._model.base_model_prefix
         patterns = getattr(self._model, "_checkpoint_conversion_mapping", None) or {}
         names = {}
-        for key in self._checkpoint.keys():
+        for key in self._checkpoint.keys():  # noqa: SIM118 - a checkpoint is no mapping
             name = next((re.sub(p, r, key) for p, r in patterns.items() if re.search(p, key)), key)
             name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
             if name not in self.model_names and f"{prefix}.{name}" in self.model_names:
@@ -110,7 +128,9 @@ class KeyMapping:
         self._model.__dict__.pop("_weight_conversions", None)
         self._last_loaded = set(self.model_names) - set(info.missing_keys)
         problems = [f"{name}: shape {found}, expected {wanted}" for name, found, wanted in info.mismatched_keys]
-        return problems + [f"{name}: {' '.join(str(why).split())[:200]}" for name, why in info.conversion_errors.items()]
+        return problems + [
+            f"{name}: {' '.join(str(why).split())[:200]}" for name, why in info.conversion_errors.items()
+        ]
 
     def _load_renamed(self, slices: dict[str, Any]) -> list[str]:
         problems = []

@@ -18,9 +18,8 @@ from lowbit.models.capture import BlockCall, capture_calls
 from lowbit.models.checkpoint import ParentCheckpoint
 from lowbit.models.experts import use_expert_loop
 from lowbit.models.key_mapping import KeyMapping, drop
+from lowbit.models.soundness import FLOATING_DTYPES, require_finite
 from lowbit.models.structure import find_decoder
-
-STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class StreamedModel:
@@ -34,7 +33,8 @@ class StreamedModel:
         device: Where blocks are worked on.
 
     Raises:
-        LowbitError: The folder holds no causal language model, or one that is quantized already.
+        LowbitError: The folder holds no causal language model, or one that is quantized already, incomplete, or has
+            numbers outside its blocks that are not finite.
     """
 
     def __init__(self, folder: Path, trust_remote_code: bool = False, device: str = "cpu") -> None:
@@ -46,8 +46,12 @@ class StreamedModel:
         self.model = build_skeleton(self.config, trust_remote_code)
         self.decoder = find_decoder(self.model)
         self._mapping = KeyMapping(self.model, self.checkpoint)
+        self._mapping.require_fit()
         self._dtypes = self._mapping.stored_dtypes()
+        self._base_name = self._find_base()
         use_expert_loop(self.model)
+        for name, tensor in self.outside().items():
+            require_finite(tensor, name)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -60,7 +64,9 @@ class StreamedModel:
         with quiet():
             missing = self._mapping.load(lambda name: name.startswith(prefix))
         if missing:
-            raise CheckpointError(f"{self.checkpoint.folder} lacks {len(missing)} tensors, such as {sorted(missing)[0]}")
+            raise CheckpointError(
+                f"{self.checkpoint.folder} lacks {len(missing)} tensors, such as {sorted(missing)[0]}"
+            )
         block = self.decoder.blocks[index]
         block.to(self.device)
         try:
@@ -116,8 +122,8 @@ class StreamedModel:
     @contextmanager
     def _outside_loaded(self) -> Iterator[Callable[[Tensor], object]]:
         """Load what the base model needs beside its blocks; the head stays on meta."""
-        base: Any = self.model.base_model
-        prefix = "" if base is self.model else self.model.base_model_prefix + "."
+        base: Any = self.model.get_submodule(self._base_name)
+        prefix = self._base_name + "." if self._base_name else ""
         inside = self.decoder.name + "."
         with quiet():
             missing = self._mapping.load(lambda name: name.startswith(prefix) and not name.startswith(inside))
@@ -132,8 +138,17 @@ class StreamedModel:
             for module in outer:
                 _drop_own_tensors(module)
 
+    def _find_base(self) -> str:
+        """Return the name of the model without its head."""
+        base = self.model.base_model
+        if base is not self.model:
+            return next(name for name, module in self.model.named_modules() if module is base)
+        # A prefix that names no attribute makes transformers take the whole model for its base.
+        first = self.decoder.name.partition(".")[0]
+        return first if isinstance(self.model.get_submodule(first), PreTrainedModel) else ""
+
     def _stored_dtype(self, name: str, tensor: Tensor) -> torch.dtype:
-        return STORED_DTYPES.get(self._dtypes.get(name, ""), tensor.dtype)
+        return FLOATING_DTYPES.get(self._dtypes.get(name, ""), tensor.dtype)
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -144,8 +159,10 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     """
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise LowbitError(f"{folder} has no readable model configuration: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # a configuration may break transformers in any way
+        raise LowbitError(
+            f"{folder} has no readable model configuration: {' '.join(str(error).split())[:300]}"
+        ) from error
     return config
 
 
@@ -153,11 +170,12 @@ def build_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) ->
     """Build a model with float32 parameters on the meta device and computed buffers."""
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, trust_remote_code=trust_remote_code
-            )
-    except ValueError as error:
-        raise LowbitError(f"{config.model_type} is no causal language model: {str(error).splitlines()[0]}") from error
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a configuration may break a model's constructor in any way
+        text = " ".join(str(error).split())[:300]
+        if "Unrecognized configuration class" in text:
+            raise LowbitError(f"{config.model_type} is no causal language model: {text}") from error
+        raise LowbitError(f"no model can be built from its configuration: {type(error).__name__}: {text}") from error
     skeleton: PreTrainedModel = model.eval()
     return skeleton
 

@@ -41,6 +41,6 @@ def find_decoder(model: nn.Module) -> Decoder:
             best = (size, name, module)
     if best is None:
         raise LowbitError(
-            f"{type(model).__name__} has no list of decoder blocks; lowbit quantizes models whose blocks are an nn.ModuleList"
+            f"{type(model).__name__} has no list of decoder blocks: lowbit expects them in an nn.ModuleList"
         )
     return Decoder(best[1], tuple(best[2]))

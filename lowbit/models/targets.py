@@ -82,7 +82,10 @@ def _targets_of(name: str, module: nn.Module) -> Iterator[tuple[WeightTarget, nn
         rows, columns = parameter.shape[:0:-1] if experts.is_transposed else parameter.shape[1:]
         for expert in range(parameter.shape[0]):
             target_name = f"{name}.{parameter_name}.{expert}"
-            yield WeightTarget(target_name, name, parameter_name, expert, experts.is_transposed, rows, columns), parameter
+            yield (
+                WeightTarget(target_name, name, parameter_name, expert, experts.is_transposed, rows, columns),
+                parameter,
+            )
 
 
 def is_router(name: str, parent: nn.Module | None) -> bool:

@@ -85,8 +85,7 @@ def resolve_grid(
         names = [None]
     names = names or [method.name for method in registry().methods() if method.default]
     recipes = []
-    for model in _as_list(models) or [None]:
-        path = {} if model is None else {"path": model}
+    for path in [{"path": model} for model in _as_list(models)] or [{}]:
         merged = {**flags, "model": {**flags.get("model", {}), **path}}
         recipes += [resolve_recipe(registry(), name, file, merged, overrides) for name in names]
     return recipes

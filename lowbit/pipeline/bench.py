@@ -22,7 +22,7 @@ from lowbit.models.streamed import read_config
 from lowbit.pipeline.backends import dense_with_difference, probe_tokens
 from lowbit.pipeline.domains import in_domain_tasks
 from lowbit.pipeline.identity import package_versions, plugin_versions
-from lowbit.pipeline.load import load, load_tokenizer
+from lowbit.pipeline.load import load, load_tokenizer, resolve_dtype
 from lowbit.pipeline.quantize import (
     HookEvents,
     Preparation,
@@ -147,7 +147,9 @@ def _evaluate_parent(recipe: Recipe, tasks: PreparedTasks, options: BenchOptions
     path = model_folder(recipe)
     sha256 = _parent_sha256(path)
     cache = ParentCache(folder / PARENTS)
-    key = cache_key(sha256, tasks, recipe.eval, f"{recipe.model.dtype} on {options.device}")
+    key = cache_key(
+        sha256, tasks, recipe.eval, f"{resolve_dtype(path, recipe.model.dtype, options.device)} on {options.device}"
+    )
     results = None if options.refresh_parent else cache.load(key)
     name = _model_name(recipe)
     cached = results is not None

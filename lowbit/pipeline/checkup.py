@@ -14,8 +14,20 @@ from lowbit.modeling.kernel_choice import choose_kernel, kernel_verdicts
 from lowbit.registry import Registry
 
 PACKAGES = (
-    "lowbit torch transformers tokenizers safetensors lm_eval datasets accelerate pluggy pydantic numpy triton numba"
-).split()
+    "lowbit",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "lm_eval",
+    "datasets",
+    "accelerate",
+    "pluggy",
+    "pydantic",
+    "numpy",
+    "triton",
+    "numba",
+)
 EXAMPLE_OUT, EXAMPLE_IN, EXAMPLE_GROUP = 4096, 4096, 64
 
 

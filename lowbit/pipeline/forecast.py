@@ -95,7 +95,8 @@ def _untouched_bytes(source: StreamedModel, plan: QuantizationPlan) -> int:
 
 
 def _activation_bytes(recipe: Recipe, source: StreamedModel) -> int:
-    return recipe.calibration.n_samples * _length(recipe, source) * source.config.hidden_size * FLOAT_BYTES
+    hidden: int = source.config.hidden_size
+    return recipe.calibration.n_samples * _length(recipe, source) * hidden * FLOAT_BYTES
 
 
 def _length(recipe: Recipe, source: StreamedModel) -> int:
@@ -104,7 +105,7 @@ def _length(recipe: Recipe, source: StreamedModel) -> int:
 
 
 def _peak_memory(source: StreamedModel, plan: QuantizationPlan, recipe: Recipe) -> int:
-    """Return the largest block in float32 with its statistics, one matrix's temporaries and one sample's activations."""
+    """Return the largest float32 block with statistics, one matrix's temporaries and one sample's activations."""
     largest = 0
     for index, block in enumerate(source.decoder.blocks):
         weights = sum(parameter.numel() for parameter in block.parameters()) * FLOAT_BYTES
@@ -112,7 +113,7 @@ def _peak_memory(source: StreamedModel, plan: QuantizationPlan, recipe: Recipe) 
         largest = max(largest, weights + TEMPORARY_COPIES * matrix + _statistics_bytes(plan, index))
     if not plan.needs_statistics:
         return largest
-    embeddings = source.config.vocab_size * source.config.hidden_size * FLOAT_BYTES
+    embeddings: int = source.config.vocab_size * source.config.hidden_size * FLOAT_BYTES
     widest = max((max(t.in_features, t.out_features) for t in plan.targets()), default=0)
     sample = _length(recipe, source) * widest * FLOAT_BYTES * 4
     return max(largest, embeddings) + sample

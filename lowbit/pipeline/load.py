@@ -30,7 +30,8 @@ def load(
     Args:
         path: A model's folder or hub id.
         backend: `packed` multiplies through kernels; `dense` dequantizes every weight once.
-        dtype: Of everything that is not quantized; `auto` is the one the checkpoint was stored in.
+        dtype: Of everything that is not quantized; `auto` is the one the checkpoint was stored in, but float32 for
+            float16 on a CPU, which has no fast float16 arithmetic.
         device: Where to put the model; `None` for the CPU.
         trust_remote_code: Whether to run code that comes with the model.
 
@@ -45,11 +46,10 @@ def load(
     ParentCheckpoint(folder)
     if quantized:
         register()
+    wanted = resolve_dtype(folder, dtype, device)
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, trust_remote_code=trust_remote_code
-            )
+            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=wanted, trust_remote_code=trust_remote_code)
     except LowbitError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -62,6 +62,15 @@ def load(
     if device is not None:
         model = model.to(device)
     return model.eval()
+
+
+def resolve_dtype(folder: Path, dtype: Dtype, device: str | None) -> Dtype:
+    """Return the dtype to load a model in: `auto` becomes float32 where a float16 checkpoint meets a CPU."""
+    if dtype != "auto" or not (device or "cpu").startswith("cpu"):
+        return dtype
+    config = _read_config(folder)
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return "float32" if stored == "float16" else "auto"
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Any:
@@ -82,12 +91,18 @@ def is_quantized(folder: Path) -> bool:
     Raises:
         LowbitError: Its config.json is damaged.
     """
+    section = _read_config(folder).get("quantization_config")
+    return isinstance(section, dict) and section.get("quant_method") == "lowbit"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise LowbitError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    section = config.get("quantization_config") if isinstance(config, dict) else None
-    return isinstance(section, dict) and section.get("quant_method") == "lowbit"
+    if not isinstance(config, dict):
+        raise LowbitError(f"{folder / 'config.json'} must hold a JSON object")
+    return config
 
 
 @torch.no_grad()

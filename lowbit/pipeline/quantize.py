@@ -103,7 +103,7 @@ def calibration_tokens(recipe: Recipe, source: StreamedModel, folder: Path) -> C
         registry().calibration_source,
         lambda text: list(tokenizer(text, verbose=False)["input_ids"]),
         request,
-        DataAccess(recipe.eval.data_dir),
+        DataAccess(None if recipe.eval.data_dir is None else Path(recipe.eval.data_dir)),
     )
 
 
@@ -133,7 +133,10 @@ def quantize_to(
     started = time.monotonic()
     with PeakMemory() as memory:
         engine = Engine(ready.source, ready.plan, journal, events, _diagnose, recipe.seed)
-        engine.run(None if ready.calibration is None else ready.calibration.tokens)
+        try:
+            engine.run(None if ready.calibration is None else ready.calibration.tokens)
+        finally:
+            events.run_ended()
         write_checkpoint(ready.source, journal, output, provenance, recipe.max_shard_size)
     cost = {
         "seconds": time.monotonic() - started,
@@ -231,3 +234,6 @@ class HookEvents:
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         """Pass on that a block was committed."""
         registry().hook.lowbit_block_quantized(block=block, blocks=blocks)
+
+    def run_ended(self) -> None:
+        """Do nothing; plugins hear of the end through `lowbit_run_finished` and `lowbit_run_failed`."""

@@ -26,6 +26,7 @@ from lowbit.contracts import (
 from lowbit.errors import LowbitError
 from lowbit.models import WeightTarget, read_weight, write_weight
 from lowbit.models.capture import BlockCall
+from lowbit.models.soundness import require_finite
 from lowbit.quantization.plan import QuantizationPlan
 
 
@@ -121,6 +122,8 @@ class Engine:
                 weights[target.name], report = self._quantize_target(target, observer, calls is not None)
                 reports.append(report)
             untouched = self.source.untouched(index, [target.parameter_name for target in targets])
+            for name, tensor in untouched.items():
+                require_finite(tensor, name)
             if calls is not None and index + 1 < len(self.plan.blocks):
                 self._advance(index, block, calls[index])
         fused = frozenset(target.name for target in targets if target.expert is not None)
@@ -137,7 +140,7 @@ class Engine:
     ) -> tuple[QuantizedWeight, LayerReport]:
         quantizer = self.plan.quantizers[target.name]
         weight = read_weight(self.source.model, target).contiguous()
-        _require_finite(weight, target.name)
+        require_finite(weight, target.name)
         statistics = observer.statistics(target)
         quantized = _checked(quantizer, weight, statistics, self._generator(target.name), target)
         dense = quantized.dequantize()
@@ -169,7 +172,8 @@ def _checked(
     quantized = quantizer.quantize(weight, statistics, generator)
     if not isinstance(quantized, QuantizedWeight):
         raise LowbitError(
-            f"quantizer {quantizer.name} returned {type(quantized).__name__} for {target.name}; it must return a QuantizedWeight"
+            f"quantizer {quantizer.name} returned {type(quantized).__name__} for {target.name}; "
+            "it must return a QuantizedWeight"
         )
     expected = (target.out_features, target.in_features)
     try:
@@ -179,14 +183,6 @@ def _checked(
     if shape != expected:
         raise LowbitError(f"quantizer {quantizer.name} returned shape {shape} for {target.name}; expected {expected}")
     return quantized
-
-
-def _require_finite(weight: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(weight).all()):
-        bad = int((~torch.isfinite(weight)).sum())
-        raise LowbitError(
-            f"weight {name} has {bad} values that are NaN or infinite; the parent checkpoint is damaged, so nothing was quantized from it"
-        )
 
 
 def _relative_error(weight: Tensor, dense: Tensor) -> float:

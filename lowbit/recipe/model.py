@@ -25,7 +25,7 @@ class ModelSettings(_Section):
 
     path: str | None = Field(None, description="folder or hub id of the parent; none means the embedded model")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    dtype: Dtype = Field("auto", description="dtype of evaluation; auto is the one the checkpoint was stored in")
+    dtype: Dtype = Field("auto", description="of evaluation; auto: as stored, but no float16 on CPU")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
 

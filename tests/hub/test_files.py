@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lowbit.errors import LowbitError
-from lowbit.evaluation.mirror_files import Configuration, find_alias, find_configuration
+from lowbit.hub.files import Configuration, find_alias, find_configuration
 
 
 def touch(folder: Path, *names: str) -> None:
