@@ -23,21 +23,22 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "contracts": set(),
     "embedded": set(),
+    "hub": {"errors"},
     "hookspecs": {"contracts"},
     "registry": BASE | {"hookspecs"},
     "recipe": BASE | {"registry"},
     "models": BASE,
-    "calibration": BASE | {"models", "hookspecs"},
+    "calibration": BASE | {"models", "hookspecs", "hub"},
     "quantization": BASE | {"calibration", "models"},
     "packing": BASE | {"hookspecs"},
     "modeling": BASE | {"packing", "models", "hookspecs", "registry"},
-    "evaluation": BASE | {"embedded", "recipe", "modeling"},
+    "evaluation": BASE | {"embedded", "recipe", "modeling", "hub"},
     "results": {"errors"},
     "pipeline": BASE
-    | {"embedded", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "packing"}
+    | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "packing"}
     | {"modeling", "evaluation", "results"},
     "cli": BASE
-    | {"embedded", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "packing"}
+    | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "packing"}
     | {"modeling", "evaluation", "results", "pipeline"},
     "transformers_hook": {"modeling"},
 }

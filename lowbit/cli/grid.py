@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -41,17 +42,17 @@ def print_forecasts(recipes: Sequence[Recipe], device: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "method", "coverage", "bits linear", "peak MB", "disk MB while it runs", "checkpoint MB")
+    table = Table("model", "method", "coverage", "bits linear", "peak MB", "working disk MB", "checkpoint MB")
     for recipe in recipes:
         if recipe.quantizer is None:
             continue
         found = forecast(recipe, device)
         table.add_row(
-            recipe.model.path or "embedded",
+            Path(recipe.model.path or "embedded").name,
             recipe.method,
             f"{100 * found.coverage.share:.2f} %",
             f"{found.quantized_bits:.3f}",
-            f"{found.peak_memory_bytes / 1e6:.0f}",
+            f"{found.peak_memory_bytes / 1e6:.1f}",
             f"{found.working_disk_bytes / 1e6:.1f}",
             f"{found.checkpoint_bytes / 1e6:.1f}",
         )

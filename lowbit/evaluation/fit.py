@@ -6,6 +6,8 @@ does not. Long questions are no trouble: they are cut from the left. Texts of ro
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,15 +128,16 @@ def _build_requests(name: str, task: Any, tokenizer: Any, settings: EvaluationSe
     encoder = TokenizerOnly(tokenizer, settings.add_bos_token)
     template: Callable[..., str] | None = encoder.apply_chat_template if settings.apply_chat_template else None
     task.set_fewshot_seed(seed=settings.seed[3])
-    task.build_all_requests(
-        limit=get_sample_size(task, settings.limit),
-        samples=list(indices) if indices else None,
-        system_instruction=settings.system_instruction,
-        apply_chat_template=bool(settings.apply_chat_template),
-        fewshot_as_multiturn=settings.multiturn,
-        chat_template=template,
-        tokenizer_name=encoder.tokenizer_name if template else "",
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # the harness draws a bar here, and again when it evaluates
+        task.build_all_requests(
+            limit=get_sample_size(task, settings.limit),
+            samples=list(indices) if indices else None,
+            system_instruction=settings.system_instruction,
+            apply_chat_template=bool(settings.apply_chat_template),
+            fewshot_as_multiturn=settings.multiturn,
+            chat_template=template,
+            tokenizer_name=encoder.tokenizer_name if template else "",
+        )
     return list(task.instances)
 
 

@@ -29,7 +29,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
+        # Some writers make private files; the mode that the user's umask gives is taken from an ordinary one.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         _flush(temporary)
         temporary.replace(path)
     except Exception as error:

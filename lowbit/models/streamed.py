@@ -17,6 +17,7 @@ from lowbit.errors import CheckpointError, LowbitError
 from lowbit.models.capture import BlockCall, capture_calls
 from lowbit.models.checkpoint import ParentCheckpoint
 from lowbit.models.experts import use_expert_loop
+from lowbit.models.freed_memory import release_freed_memory
 from lowbit.models.key_mapping import KeyMapping, drop
 from lowbit.models.soundness import FLOATING_DTYPES, require_finite
 from lowbit.models.structure import find_decoder
@@ -73,6 +74,7 @@ class StreamedModel:
             yield block
         finally:
             drop(block)
+            release_freed_memory()
 
     def untouched(self, index: int, targets: Sequence[str]) -> dict[str, Tensor]:
         """Return a loaded block's tensors that belong to none of the parameters named, in their stored dtype."""

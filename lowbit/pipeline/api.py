@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.embedded import DEFAULT_TASKS, task_configs
+from lowbit.errors import LowbitError
 from lowbit.pipeline.bench import BenchOptions
 from lowbit.pipeline.bench import bench as run_bench
 from lowbit.pipeline.load import load
@@ -84,11 +85,21 @@ def resolve_grid(
     if not names and file and ("method" in file or "quantizer" in file):
         names = [None]
     names = names or [method.name for method in registry().methods() if method.default]
+    _require_used(overrides, names)
     recipes = []
     for path in [{"path": model} for model in _as_list(models)] or [{}]:
         merged = {**flags, "model": {**flags.get("model", {}), **path}}
         recipes += [resolve_recipe(registry(), name, file, merged, overrides) for name in names]
     return recipes
+
+
+def _require_used(overrides: Sequence[Override], methods: Sequence[str | None]) -> None:
+    for override in overrides:
+        if override.method is not None and override.method not in methods:
+            raise LowbitError(
+                f"--set {override.method}:{'.'.join(override.path)} is for a method that is not in this run; "
+                f"it has {', '.join(name or 'the recipe file' for name in methods)}"
+            )
 
 
 def _as_list(value: str | Sequence[str] | None) -> list[str]:

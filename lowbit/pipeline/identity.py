@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 from typing import Any
 
 from lowbit.calibration import CalibrationTokens
@@ -19,7 +20,7 @@ def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 def plugin_versions(registry: Registry) -> dict[str, str]:
     """Return the version of every plugin in use, by its name and distribution."""
-    return {f"{source.plugin} ({source.distribution})": source.version for source in registry.plugins}
+    return {f"{source.plugin} ({Path(source.distribution).name})": source.version for source in registry.plugins}
 
 
 def calibration_record(tokens: CalibrationTokens | None, seed: int) -> dict[str, Any] | None:

@@ -49,7 +49,9 @@ def load(
     wanted = resolve_dtype(folder, dtype, device)
     try:
         with quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=wanted, trust_remote_code=trust_remote_code)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=wanted, trust_remote_code=trust_remote_code
+            )
     except LowbitError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

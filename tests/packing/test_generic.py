@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit import QuantizedWeight
-from lowbit.contracts.fields import Bits, Codes, FormatSpec, Indices, Scales, declared_fields
+from lowbit import DenseWeight, QuantizedWeight
+from lowbit.contracts.fields import Bits, Codes, FormatSpec, Indices, Scales, declared_fields, declared_parameters
 from lowbit.packing import GenericPacker
 from lowbit.registry import registry
 
@@ -24,7 +24,7 @@ def random_weight(format_class: type[QuantizedWeight], sizes: dict[str, int], sc
     fields = declared_fields(format_class)
     extra = {d: 4 for field in fields.values() for d in field.shape if isinstance(d, str) and d not in sizes}
     dtypes = {name: scale_dtype if isinstance(field, Scales) else "uint8" for name, field in fields.items()}
-    parameters = dict.fromkeys(parameter_names(format_class), 3)
+    parameters = dict.fromkeys(declared_parameters(format_class), 3)
     spec = FormatSpec(format_class.format, format_class.version, {**sizes, **extra}, dtypes, parameters)
     generator = torch.Generator().manual_seed(sum(sizes.values()))
     tensors: dict[str, Tensor] = {}
@@ -39,12 +39,6 @@ def random_weight(format_class: type[QuantizedWeight], sizes: dict[str, int], sc
         else:
             tensors[name] = torch.randn(shape, generator=generator).to(spec.dtype(name))
     return format_class.from_tensors(spec, tensors)
-
-
-def parameter_names(format_class: type[QuantizedWeight]) -> tuple[str, ...]:
-    from lowbit.contracts.fields import declared_parameters
-
-    return declared_parameters(format_class)
 
 
 def format_names() -> list[str]:
@@ -87,7 +81,12 @@ def test_layout_needs_no_tensors(name: str) -> None:
 
 
 def test_a_weight_that_breaks_its_declaration_is_not_packed() -> None:
-    from lowbit import DenseWeight
-
     with pytest.raises(ValueError, match="not finite"):
         GenericPacker().pack(DenseWeight(torch.tensor([[float("inf")]]), 1.0))
+
+
+def test_strided_tensors_are_stored_contiguously() -> None:
+    strided = DenseWeight(torch.arange(6.0).reshape(2, 3).t(), 32.0)
+    packed = GenericPacker().pack(strided)
+    assert packed.tensors["values"].is_contiguous()
+    assert torch.equal(packed.tensors["values"], strided.values)

@@ -69,6 +69,9 @@ class Events:
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         self.blocks.append(block)
 
+    def run_ended(self) -> None:
+        pass
+
 
 def calibration_tokens() -> Tensor:
     return torch.randint(3, VOCABULARY, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(9))
