@@ -37,6 +37,7 @@ class LowbitHfQuantizer(HfQuantizer):
     """Builds packed modules before weights are read, and makes sure that every one of them was filled from the file."""
 
     requires_calibration = True
+    quantization_config: Any
 
     def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -157,7 +158,8 @@ class LowbitHfQuantizer(HfQuantizer):
 def _refuse_missing(names: Sequence[str]) -> None:
     if names:
         raise CheckpointError(
-            f"the checkpoint lacks {len(names)} tensors ({', '.join(sorted(names)[:3])}); it is incomplete, copy it again"
+            f"the checkpoint lacks {len(names)} tensors ({', '.join(sorted(names)[:3])}); "
+            "it is incomplete, copy it again"
         )
 
 
@@ -166,7 +168,7 @@ def _may_be_absent(model: nn.Module, name: str) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def _cast_others(model: nn.Module, dtype: torch.dtype, ours: set[str]) -> None:
+def _cast_others(model: Any, dtype: torch.dtype, ours: set[str]) -> None:
     """Cast every stored tensor but the packed ones, and those that the architecture keeps in float32."""
     model.config._pre_quantization_dtype = dtype
     kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())

@@ -60,7 +60,7 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         stored = {name: getattr(self, name) for name in self._layout}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in stored.items():
             after = getattr(self, name)
             if after.dtype != before.dtype:

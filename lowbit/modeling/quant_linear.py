@@ -65,6 +65,6 @@ class QuantLinear(PackedLinear):
     def _to_conv1d(self, weight: Tensor) -> nn.Module:
         with torch.device("meta"):
             layer = Conv1D(self.out_features, self.in_features)
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.bias = self.bias
+        layer.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+        layer.register_parameter("bias", self.bias)
         return layer

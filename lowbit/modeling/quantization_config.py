@@ -19,7 +19,7 @@ class LowbitConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, modules: dict[str, Any] | None = None, **others: Any) -> None:
-        self.quant_method = QUANT_METHOD
+        self.quant_method: Any = QUANT_METHOD
         self.modules = modules or {}
         others.pop("quant_method", None)
         self.others = others

@@ -10,8 +10,8 @@ from typing import Any
 def release_freed_memory() -> None:
     """Return the free pages of the C library's heap; does nothing where the library is not glibc.
 
-    glibc keeps freed tensors of some megabytes in its heap, where the next block's rarely fit between what is left: without
-    this, the memory of a run grows slowly with the number of blocks.
+    glibc keeps freed tensors of some megabytes in its heap, where the next block's rarely fit between what is left:
+    without this, the memory of a run grows slowly with the number of blocks.
     """
     trim = _malloc_trim()
     if trim is not None:

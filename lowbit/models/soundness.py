@@ -33,7 +33,7 @@ def _chunks(tensor: Tensor) -> Iterable[Tensor]:
     if tensor.dim() == 0 or not tensor.numel() or not tensor.is_floating_point():
         return [tensor]
     rows = max(1, CHUNK_ELEMENTS // (tensor.numel() // tensor.shape[0] or 1))
-    return tensor.split(rows)
+    return torch.split(tensor, rows)
 
 
 def absent_tensors(model: PreTrainedModel, present: Iterable[str]) -> list[str]:
@@ -65,7 +65,7 @@ def require_stored_as(name: str, found: tuple[str, tuple[int, ...]], expected: T
     dtype, shape = found
     if expected.is_floating_point() and dtype not in FLOATING_DTYPES:
         raise CheckpointError(
-            f"tensor {name} is stored as {dtype}; lowbit quantizes floating-point parents ({', '.join(FLOATING_DTYPES)})"
+            f"tensor {name} is stored as {dtype}; lowbit quantizes parents stored as {', '.join(FLOATING_DTYPES)}"
         )
     if not converted and shape != tuple(expected.shape):
         raise CheckpointError(

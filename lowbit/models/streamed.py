@@ -142,11 +142,11 @@ class StreamedModel:
 
     def _find_base(self) -> str:
         """Return the name of the model without its head."""
-        base = self.model.base_model
+        base: nn.Module = self.model.base_model
         if base is not self.model:
-            return next(name for name, module in self.model.named_modules() if module is base)
+            return str(next(name for name, module in self.model.named_modules() if module is base))
         # A prefix that names no attribute makes transformers take the whole model for its base.
-        first = self.decoder.name.partition(".")[0]
+        first: str = self.decoder.name.partition(".")[0]
         return first if isinstance(self.model.get_submodule(first), PreTrainedModel) else ""
 
     def _stored_dtype(self, name: str, tensor: Tensor) -> torch.dtype:

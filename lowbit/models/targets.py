@@ -60,14 +60,13 @@ def find_targets(block: nn.Module, block_name: str) -> tuple[WeightTarget, ...]:
     for name, module in modules.items():
         if is_router(name, modules.get(name.rpartition(".")[0])):
             continue
-        for target, parameter in _targets_of(name, module):
-            if id(parameter) not in seen or target.expert is not None:
-                targets.append(target)
-            seen.add(id(parameter))
+        found = list(_targets_of(name, module))
+        targets += [target for target, parameter in found if id(parameter) not in seen]
+        seen.update(id(parameter) for _, parameter in found)
     return tuple(targets)
 
 
-def _targets_of(name: str, module: nn.Module) -> Iterator[tuple[WeightTarget, nn.Parameter]]:
+def _targets_of(name: str, module: nn.Module) -> Iterator[tuple[WeightTarget, Tensor]]:
     if isinstance(module, nn.Linear | Conv1D):
         transposed = isinstance(module, Conv1D)
         rows, columns = module.weight.shape[::-1] if transposed else module.weight.shape
@@ -105,7 +104,7 @@ def other_matrices(block: nn.Module, block_name: str) -> dict[str, int]:
 
 def read_weight(model: nn.Module, target: WeightTarget) -> Tensor:
     """Return the matrix of a target as a view, [out, in]."""
-    parameter = getattr(model.get_submodule(target.module), target.parameter)
+    parameter: Tensor = getattr(model.get_submodule(target.module), target.parameter)
     matrix = parameter.detach() if target.expert is None else parameter.detach()[target.expert]
     return matrix.T if target.transposed else matrix
 

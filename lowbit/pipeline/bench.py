@@ -265,5 +265,5 @@ def _common_record(recipe: Recipe, parent: _Parent, options: BenchOptions) -> di
         "chance": parent.chance,
         "device": options.device,
         "versions": package_versions(EVALUATION_PACKAGES),
-        "plugins": plugin_versions(registry()),
+        "plugins": plugin_versions(registry().plugins),
     }

@@ -78,5 +78,5 @@ def _record(recipe: Recipe, bits: BitsReport, sha256: str, quantized: bool, devi
         "backend": recipe.backend if quantized else None,
         "device": device,
         "versions": package_versions(),
-        "plugins": plugin_versions(registry()),
+        "plugins": plugin_versions(registry().plugins),
     }

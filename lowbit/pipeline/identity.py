@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lowbit.calibration import CalibrationTokens
 from lowbit.recipe import Recipe, canonical_sha256
-from lowbit.registry import Registry
+from lowbit.registry import PluginSource, Registry
 
 PACKAGES = ("lowbit", "torch", "transformers", "safetensors", "tokenizers")
 
@@ -18,9 +19,18 @@ def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-def plugin_versions(registry: Registry) -> dict[str, str]:
-    """Return the version of every plugin in use, by its name and distribution."""
-    return {f"{source.plugin} ({Path(source.distribution).name})": source.version for source in registry.plugins}
+def plugin_versions(sources: Iterable[PluginSource]) -> dict[str, str]:
+    """Return the version of plugins, by name and distribution."""
+    return {f"{source.plugin} ({Path(source.distribution).name})": source.version for source in sources}
+
+
+def plugins_of(recipe: Recipe, registry: Registry) -> list[PluginSource]:
+    """Return the plugins whose quantizers and packer a recipe uses; others cannot change its checkpoint."""
+    settings = [rule.quantizer for rule in recipe.rules if rule.quantizer]
+    names = {recipe.quantizer.name if recipe.quantizer else None, *(override.get("name") for override in settings)}
+    used = [registry.source("weight quantizer", name) for name in sorted(filter(None, names))]
+    packer = recipe.packer.name
+    return used + ([registry.source("packer", packer)] if packer in registry.table("packer") else [])
 
 
 def calibration_record(tokens: CalibrationTokens | None, seed: int) -> dict[str, Any] | None:
@@ -51,5 +61,5 @@ def run_signature(
         "recipe_sha256": canonical_sha256(part),
         "calibration": calibration,
         "versions": package_versions(),
-        "plugins": plugin_versions(registry),
+        "plugins": plugin_versions(plugins_of(recipe, registry)),
     }

@@ -55,9 +55,7 @@ def test_a_file_in_the_place_of_the_checkpoint_is_kept(capsys: pytest.CaptureFix
     assert (tmp_path / "o").read_text() == "precious"
 
 
-def test_a_calibration_file_of_another_tokenizer_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_calibration_file_of_another_tokenizer_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     plugin = tmp_path / "needs_statistics.py"
     plugin.write_text(
         "from lowbit import DenseWeight, Method, StatisticsNeed, WeightQuantizer, hookimpl\n"
@@ -76,7 +74,15 @@ def test_a_calibration_file_of_another_tokenizer_is_refused(
     np.savez(tmp_path / "tokens.npz", tokens=np.full((2, 16), 10**6))
     arguments = ["--method", "needs-statistics", "--plugin", str(plugin), "-o", str(tmp_path / "o")]
     error = fails(
-        capsys, "quantize", *arguments, "--calibration", str(tmp_path / "tokens.npz"), "--n_samples", "2", "--seq_len", "16"
+        capsys,
+        "quantize",
+        *arguments,
+        "--calibration",
+        str(tmp_path / "tokens.npz"),
+        "--n_samples",
+        "2",
+        "--seq_len",
+        "16",
     )
     assert "another tokenizer" in error
     error = fails(capsys, "quantize", *arguments, "--calibration", str(tmp_path / "absent.txt"))

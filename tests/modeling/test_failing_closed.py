@@ -98,9 +98,7 @@ def test_importing_lowbit_loads_neither_torch_nor_transformers() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_loads_without_lowbit_fail_on_the_sentinels(
-    parent: ModelFolder, packed: ModelFolder, tmp_path: Path
-) -> None:
+def test_loads_without_lowbit_fail_on_the_sentinels(parent: ModelFolder, packed: ModelFolder, tmp_path: Path) -> None:
     folders = [packed("llama"), packed("gpt2")]
     if FUSED_EXPERTS:
         folders += [quantize_experts_only(parent(name), tmp_path / name) for name in MIXTURES]
@@ -178,7 +176,9 @@ def test_a_truncated_file_is_refused(share: float, copy: Path) -> None:
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
     error = refusal(copy)
     assert "Error" in error
-    assert any(word in error.lower() for word in ("header", "truncated", "damaged", "metadata", "incomplete", "invalid"))
+    assert any(
+        word in error.lower() for word in ("header", "truncated", "damaged", "metadata", "incomplete", "invalid")
+    )
 
 
 def test_a_missing_shard_is_refused(sharded: Path) -> None:

@@ -55,14 +55,18 @@ def test_dequantize_returns_the_parents_modules_with_equal_logits(
 
 
 @architectures
-def test_a_dequantized_model_saves_as_an_ordinary_one(architecture: str, packed: ModelFolder, parent: ModelFolder, tmp_path: Path) -> None:
+def test_a_dequantized_model_saves_as_an_ordinary_one(
+    architecture: str, packed: ModelFolder, parent: ModelFolder, tmp_path: Path
+) -> None:
     model = load_model(packed(architecture)).dequantize()
     expected = logits(model)
     model.save_pretrained(tmp_path / "dense")
     again = load_model(tmp_path / "dense")
     assert not stored_tensors(again)
     torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=1e-5)
-    stored, original = (load_file(folder / "model.safetensors") for folder in (tmp_path / "dense", parent(architecture)))
+    stored, original = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "dense", parent(architecture))
+    )
     # transformers 5 writes some tensors under a newer name than it once did.
     assert sorted(t.shape for t in stored.values()) == sorted(t.shape for t in original.values())
 

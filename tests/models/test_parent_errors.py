@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import ModelFolder, load_model, make_parent, make_config, quantize
+from small_models import ModelFolder, load_model, make_config, make_parent, quantize
 from torch import Tensor
 
 from lowbit.errors import CheckpointError, LowbitError
@@ -54,7 +54,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "missing head": (lambda f: edit_tensors(f, lambda t: t.pop("lm_head.weight")), "lm_head.weight"),
     "missing embedding": (lambda f: edit_tensors(f, lambda t: t.pop("model.embed_tokens.weight")), "embed_tokens"),
     "wrong shape": (lambda f: edit_tensors(f, lambda t: t.update({UP: torch.zeros(47, 32)})), UP),
-    "wrong head shape": (lambda f: edit_tensors(f, lambda t: t.update({"lm_head.weight": torch.zeros(9, 32)})), "lm_head"),
+    "wrong head shape": (lambda f: edit_tensors(f, lambda t: t.update({"lm_head.weight": torch.ones(9, 32)})), "head"),
     "integer weight": (lambda f: edit_tensors(f, lambda t: t.update({UP: torch.zeros(48, 32).char()})), UP),
     "truncated": (lambda f: truncate(f / "model.safetensors", 0.5), "truncated or damaged"),
     "empty file": (lambda f: truncate(f / "model.safetensors", 0.0), "truncated or damaged"),
@@ -137,7 +137,9 @@ def test_tensors_keep_the_dtype_of_the_parent(tmp_path: Path) -> None:
     edit_tensors(folder, lambda t: t.update({name: value.bfloat16() for name, value in t.items()}))
     quantize(folder, tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
-    kept = {n: t for n, t in tensors.items() if n.endswith(("layernorm.weight", "bias", "norm.weight", "tokens.weight"))}
+    kept = {
+        n: t for n, t in tensors.items() if n.endswith(("layernorm.weight", "bias", "norm.weight", "tokens.weight"))
+    }
     assert len(kept) > 10
     assert {tensor.dtype for tensor in kept.values()} == {torch.bfloat16}
     original = load_file(folder / "model.safetensors")

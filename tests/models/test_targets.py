@@ -11,7 +11,16 @@ from lowbit.models import Decoder, find_decoder, find_targets, other_matrices, r
 from lowbit.models.streamed import build_skeleton
 from lowbit.quantization.plan import decoder_targets
 
-MATRICES = {"llama": 21, "llama-tied": 21, "opt": 18, "gpt-neox": 12, "qwen2": 21, "qwen3": 21, "gpt2": 12, "gemma3": 21}
+MATRICES = {
+    "llama": 21,
+    "llama-tied": 21,
+    "opt": 18,
+    "gpt-neox": 12,
+    "qwen2": 21,
+    "qwen3": 21,
+    "gpt2": 12,
+    "gemma3": 21,
+}
 ROUTERS = {"mixtral": 3, "qwen3-moe": 3, "gpt-oss": 3, "deepseek-v3": 2}
 EXPERTS = {"mixtral": 4, "qwen3-moe": 4, "gpt-oss": 4, "deepseek-v3": 4}
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -25,7 +34,9 @@ def test_every_matrix_of_the_blocks_is_a_target_or_a_router(architecture: str) -
     decoder = find_decoder(model)
     targets = [target for block in decoder_targets(decoder) for target in block]
     others = {k: v for i, b in enumerate(decoder.blocks) for k, v in other_matrices(b, decoder.block_name(i)).items()}
-    matrices = sum(p.numel() for b in decoder.blocks for n, p in b.named_parameters() if p.dim() > 1 and "bias" not in n)
+    matrices = sum(
+        p.numel() for b in decoder.blocks for n, p in b.named_parameters() if p.dim() > 1 and "bias" not in n
+    )
     assert sum(target.weights for target in targets) + sum(others.values()) == matrices
     assert len(others) == ROUTERS.get(architecture, 0)
     assert len({target.name for target in targets}) == len(targets)

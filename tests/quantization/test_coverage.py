@@ -56,5 +56,5 @@ def test_a_plan_that_quantizes_nothing_is_refused(parent: ModelFolder) -> None:
 
 def test_promised_layers_that_were_not_quantized_are_named() -> None:
     require_covered(["a", "b"], {"a", "b"})
-    with pytest.raises(LowbitError, match="1 layers .* b$"):
+    with pytest.raises(LowbitError, match=r"1 layers .* b$"):
         require_covered(["a", "b"], {"a"})

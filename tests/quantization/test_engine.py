@@ -47,7 +47,9 @@ class Recorder(WeightQuantizer):
         super().__init__()
         self.given: list[LayerStatistics | None] = []
 
-    def quantize(self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator) -> QuantizedWeight:
+    def quantize(
+        self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
+    ) -> QuantizedWeight:
         self.given.append(statistics)
         return ROUNDING.quantize(weight, None, generator)
 
@@ -107,7 +109,9 @@ def plain_statistics(model: PreTrainedModel, tokens: Tensor) -> dict[str, tuple[
     return found
 
 
-def collect_inputs(model: PreTrainedModel, targets: tuple[WeightTarget, ...], tokens: Tensor) -> dict[str, list[Tensor]]:
+def collect_inputs(
+    model: PreTrainedModel, targets: tuple[WeightTarget, ...], tokens: Tensor
+) -> dict[str, list[Tensor]]:
     """Run the model on every sample and keep what enters each target."""
     inputs: dict[str, list[Tensor]] = defaultdict(list)
     handles = []
@@ -264,7 +268,9 @@ class Drawing(Recorder):
 
     needs: ClassVar[StatisticsNeed] = StatisticsNeed.NONE
 
-    def quantize(self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator) -> QuantizedWeight:
+    def quantize(
+        self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
+    ) -> QuantizedWeight:
         self.given.append(float(torch.rand((), generator=generator)))
         return ROUNDING.quantize(weight, None, generator)
 

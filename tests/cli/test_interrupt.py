@@ -1,0 +1,48 @@
+"""Ctrl-C leaves a journal that the same command continues from."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SLOW_PLUGIN = """
+import time
+from lowbit import DenseWeight, Method, WeightQuantizer, hookimpl
+class Slow(WeightQuantizer):
+    name = "slow"
+    def quantize(self, weight, statistics, generator):
+        time.sleep(0.15)
+        return DenseWeight(weight.half(), nominal_bits=16)
+@hookimpl
+def lowbit_weight_quantizers():
+    yield Slow
+@hookimpl
+def lowbit_methods():
+    yield Method("slow", quantizer="slow")
+"""
+
+
+def test_an_interrupted_run_says_so_and_continues(tmp_path: Path) -> None:
+    plugin = tmp_path / "slow_plugin.py"
+    plugin.write_text(SLOW_PLUGIN)
+    output = tmp_path / "checkpoint"
+    command = [sys.executable, "-m", "lowbit.cli.main", "quantize", "--method", "slow"]
+    command += ["--plugin", str(plugin), "-o", str(output)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    journal = output.with_name("checkpoint.partial")
+    deadline = time.monotonic() + 120
+    while not (journal / "block-00000.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "the same command continues" in error
+    assert journal.is_dir() and not output.exists()
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "blocks were finished before" in done.stderr
+    assert output.is_dir() and not journal.exists()
