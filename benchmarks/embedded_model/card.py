@@ -32,8 +32,8 @@ be tried and its damage measured without a network, in the first minute. It is n
 
 ## Training
 
-Text: documents {documents:,} of the training stream of `benchmarks/embedded_model` (generated, none of it copied),
-packed into windows of {length} tokens that begin with `<s>`; every window is read once.
+Text: the first {documents:,} documents of the training stream of `benchmarks/embedded_model` (generated, none of it
+copied), packed into windows of {length} tokens that begin with `<s>`; every window is read once.
 
 | | |
 | --- | --- |
@@ -88,9 +88,8 @@ sentence forms. New in the test:
 It knows nothing outside this world, follows no instructions, and continues other text with nonsense. It has learned
 facts, and not to read: questions about a story told in the prompt are in its training text, but on the validation split
 it answered them at chance, so the choice task has none. Its absolute
-scores say nothing about other models; they are a measure of what quantization takes away from this one. With
-{parameters:,} parameters it is far more sensitive to low-bit quantization than a large model: do not read
-recoveries on it as forecasts for larger models.
+scores say nothing about other models; they measure what quantization takes away from this one. Small models lose more
+to low-bit quantization than large ones: do not read recoveries on it as forecasts for larger models.
 """
 
 

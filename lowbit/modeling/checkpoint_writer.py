@@ -161,7 +161,7 @@ def _write_texts(folder: Path, staging: Path) -> None:
     """Save tokenizer and generation settings."""
     try:
         AutoTokenizer.from_pretrained(str(folder)).save_pretrained(str(staging))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a tokenizer may be broken in any way
         raise LowbitError(f"{folder} has no readable tokenizer: {' '.join(str(error).split())[:300]}") from error
     if (folder / "generation_config.json").is_file():
         GenerationConfig.from_pretrained(str(folder)).save_pretrained(str(staging))

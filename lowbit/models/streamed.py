@@ -20,7 +20,7 @@ from lowbit.models.experts import use_expert_loop
 from lowbit.models.freed_memory import release_freed_memory
 from lowbit.models.key_mapping import KeyMapping, drop
 from lowbit.models.soundness import FLOATING_DTYPES, require_finite
-from lowbit.models.structure import find_decoder
+from lowbit.models.structure import find_decoder, require_own_weights
 
 
 class StreamedModel:
@@ -46,6 +46,7 @@ class StreamedModel:
         self.device = torch.device(device)
         self.model = build_skeleton(self.config, trust_remote_code)
         self.decoder = find_decoder(self.model)
+        require_own_weights(self.decoder)
         self._mapping = KeyMapping(self.model, self.checkpoint)
         self._mapping.require_fit()
         self._dtypes = self._mapping.stored_dtypes()

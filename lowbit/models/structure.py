@@ -26,6 +26,21 @@ class Decoder:
         return f"{self.name}.{index}"
 
 
+def require_own_weights(decoder: Decoder) -> None:
+    """Refuse blocks that share a matrix: a packed checkpoint could hold it only under one of its names.
+
+    Raises:
+        LowbitError: With two names of the same matrix.
+    """
+    name_of: dict[int, str] = {}
+    for index, block in enumerate(decoder.blocks):
+        prefix = decoder.block_name(index)
+        for name, parameter in block.named_parameters(prefix=prefix, remove_duplicate=False):
+            first = name_of.setdefault(id(parameter), name)
+            if first != name and parameter.dim() >= 2:
+                raise LowbitError(f"{first} and {name} are one shared weight; lowbit cannot save such a model packed")
+
+
 def find_decoder(model: nn.Module) -> Decoder:
     """Find the list of modules that holds most of the model's parameters, outermost first.
 

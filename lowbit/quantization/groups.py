@@ -18,7 +18,8 @@ def _check_group_size(value: int) -> int:
 
 GroupSize = Annotated[int, AfterValidator(_check_group_size)]
 
-CHUNK_ELEMENTS = 2**19
+# Half a megabyte of float32 stays in a core's second-level cache; larger and smaller chunks measured slower.
+CHUNK_ELEMENTS = 2**17
 
 
 def group_count(length: int, group_size: int) -> int:

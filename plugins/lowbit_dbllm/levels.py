@@ -99,7 +99,8 @@ def least_squares_scales(weight: Tensor, plane1: Tensor, plane2: Tensor) -> tupl
 def alternate(weight: Tensor, alpha1: Tensor, alpha2: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """Alternate nearest-level codes and least-squares scales; no group's error ever rises.
 
-    Where new scales would break the order of the levels, or do not lower the error, the old pair stays.
+    Where new scales would break the order of the levels, or do not lower the error, the old pair stays and the group is
+    done; later rounds work on the other groups only.
 
     Args:
         weight: [rows, groups, group_size], in the plain orientation.
@@ -110,18 +111,20 @@ def alternate(weight: Tensor, alpha1: Tensor, alpha2: Tensor, iterations: int) -
     Returns:
         alpha1, alpha2 and the squared error with nearest-level codes, each [rows, groups, 1].
     """
-    plane1, plane2 = assign_codes(weight, alpha1, alpha2)
-    error = squared_error(weight, plane1, plane2, alpha1, alpha2)
+    shape = alpha1.shape
+    active = weight.flatten(0, 1)  # [active groups, group_size]
+    first, second = alpha1.reshape(-1, 1).clone(), alpha2.reshape(-1, 1).clone()  # [all groups, 1]
+    plane1, plane2 = assign_codes(active, first, second)
+    error = squared_error(active, plane1, plane2, first, second)  # [all groups, 1]
+    places = torch.arange(len(error), device=weight.device)
     for _ in range(iterations):
-        new1, new2 = least_squares_scales(weight, plane1, plane2)
+        new1, new2 = least_squares_scales(active, plane1, plane2)
         usable = is_ordered(new1, new2)
-        new1, new2 = torch.where(usable, new1, alpha1), torch.where(usable, new2, alpha2)
-        new_plane1, new_plane2 = assign_codes(weight, new1, new2)
-        new_error = squared_error(weight, new_plane1, new_plane2, new1, new2)
-        better = new_error < error
+        plane1, plane2 = assign_codes(active, new1, new2)
+        new_error = squared_error(active, plane1, plane2, new1, new2)
+        better = (usable & (new_error < error[places])).squeeze(-1)
         if not bool(better.any()):
             break
-        alpha1, alpha2 = torch.where(better, new1, alpha1), torch.where(better, new2, alpha2)
-        plane1, plane2 = torch.where(better, new_plane1, plane1), torch.where(better, new_plane2, plane2)
-        error = torch.where(better, new_error, error)
-    return alpha1, alpha2, error
+        places, active, plane1, plane2 = places[better], active[better], plane1[better], plane2[better]
+        first[places], second[places], error[places] = new1[better], new2[better], new_error[better]
+    return first.reshape(shape), second.reshape(shape), error.reshape(shape)

@@ -79,7 +79,6 @@ def test_runs_killed_at_random_moments_end_in_identical_bytes(tmp_path: Path) ->
     assert [trial["status"] for trial in trials] == [0] * 10, done.stderr
     assert [trial["identical"] for trial in trials] == [True] * 10
     assert all(trial["after"] in (["out"], ["out", "out.cost.json"]) for trial in trials)
-    assert sum(trial["killed"] for trial in trials) >= 7
     assert len({tuple(trial["left"]) for trial in trials}) >= 3
 
 

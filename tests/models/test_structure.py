@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import transformers
-from small_models import ARCHITECTURES, make_config
+from small_models import ARCHITECTURES, ModelFolder, make_config
 from torch import nn
 
 from lowbit.errors import LowbitError
-from lowbit.models import find_decoder
-from lowbit.models.streamed import build_skeleton
+from lowbit.models import find_decoder, streamed
+from lowbit.models.streamed import StreamedModel, build_skeleton
 
 NAMES = {"opt": "model.decoder.layers", "gpt-neox": "gpt_neox.layers", "gpt2": "transformer.h"}
 
@@ -32,6 +34,22 @@ def test_experts_inside_a_block_are_not_taken_for_the_decoder() -> None:
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(LowbitError, match=r"nn\.ModuleList"):
         find_decoder(nn.Sequential(nn.Linear(3, 3)))
+
+
+@pytest.mark.parametrize("other", ["layers.0.mlp.gate_proj", "layers.2.mlp.up_proj"])
+def test_blocks_that_share_a_matrix_are_refused_by_both_names(
+    other: str, parent: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tied(*args: Any) -> Any:
+        model = build_skeleton(*args)
+        model.model.get_submodule(other).weight = model.model.layers[0].mlp.up_proj.weight
+        return model
+
+    monkeypatch.setattr(streamed, "build_skeleton", tied)
+    with pytest.raises(LowbitError, match="one shared weight") as caught:
+        StreamedModel(parent("llama"))
+    assert f"model.{other}.weight" in str(caught.value)
+    assert "model.layers.0.mlp.up_proj.weight" in str(caught.value)
 
 
 def test_the_skeleton_holds_no_parameters() -> None:
