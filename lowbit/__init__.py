@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lowbit.errors import LowbitError
     from lowbit.hookspecs import hookimpl
     from lowbit.packing import pack_bits, unpack_bits
-    from lowbit.pipeline import bench, load, quantize
+    from lowbit.pipeline.api import bench, load, quantize
     from lowbit.quantization.groups import GroupSize, from_groups, repeat_groups, row_chunks, to_groups
     from lowbit.quantization.scale_dtype import ScaleDtype, storable_dtype
     from lowbit.recipe import Recipe
@@ -52,7 +52,7 @@ _HOMES = {
     "lowbit.errors": "LowbitError",
     "lowbit.hookspecs": "hookimpl",
     "lowbit.packing": "pack_bits unpack_bits",
-    "lowbit.pipeline": "bench load quantize",
+    "lowbit.pipeline.api": "bench load quantize",
     "lowbit.quantization.groups": "GroupSize from_groups repeat_groups row_chunks to_groups",
     "lowbit.quantization.scale_dtype": "ScaleDtype storable_dtype",
     "lowbit.recipe": "Recipe",

@@ -40,7 +40,7 @@ def command(**values: Any) -> int:
 
     from rich.console import Console
 
-    from lowbit.cli.grid import grid_recipes, print_forecasts, print_recipes
+    from lowbit.cli.grid import grid_recipes, only_described
     from lowbit.cli.progress import ProgressEvents
     from lowbit.cli.session import start
     from lowbit.embedded import task_configs
@@ -48,11 +48,7 @@ def command(**values: Any) -> int:
 
     start(values["plugins"])
     recipes = grid_recipes(values, recipe_flags(values))
-    if values["show_config"]:
-        print_recipes(recipes)
-        return 0
-    if values["dry_run"]:
-        print_forecasts(recipes, values["device"])
+    if only_described(recipes, values):
         return 0
     progress = Console(stderr=True)
     options = BenchOptions(

@@ -32,9 +32,19 @@ def grid_recipes(values: Mapping[str, Any], flags: dict[str, Any], default_tasks
     return resolve_grid(models, _split(values.get("methods", ())), flags, file, read_overrides(values["overrides"]))
 
 
-def print_recipes(recipes: Sequence[Recipe]) -> None:
-    """Print recipes as YAML documents."""
-    click.echo(yaml.safe_dump_all([recipe.to_dict() for recipe in recipes], sort_keys=False, allow_unicode=True))
+def only_described(recipes: Sequence[Recipe], values: Mapping[str, Any]) -> bool:
+    """Carry out `--show_config` and `--dry_run`, and say whether one of them was asked for.
+
+    Args:
+        recipes: The run's recipes.
+        values: The options' values; `show_config`, `dry_run` and `device` are read.
+    """
+    if values["show_config"]:
+        documents = [recipe.to_dict() for recipe in recipes]
+        click.echo(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True), nl=False)
+    elif values["dry_run"]:
+        print_forecasts(recipes, values["device"])
+    return bool(values["show_config"] or values["dry_run"])
 
 
 def print_forecasts(recipes: Sequence[Recipe], device: str) -> None:

@@ -29,7 +29,7 @@ def command(**values: Any) -> int:
     from rich.console import Console
 
     from lowbit.cli.describe import print_bits
-    from lowbit.cli.grid import grid_recipes, print_forecasts, print_recipes
+    from lowbit.cli.grid import grid_recipes, only_described
     from lowbit.cli.progress import ProgressEvents
     from lowbit.cli.session import start
     from lowbit.errors import LowbitError
@@ -42,15 +42,14 @@ def command(**values: Any) -> int:
         raise LowbitError(
             f"quantize makes one checkpoint; got {len(recipes)} ({names}): give one --method and one --model"
         )
-    if values["show_config"]:
-        print_recipes(recipes)
-        return 0
-    if values["dry_run"]:
-        print_forecasts(recipes, values["device"])
+    if only_described(recipes, values):
         return 0
     events = ProgressEvents(recipes[0], Console(stderr=True))
     outcome = quantize_to(recipes[0], Path(values["output"]), events, values["device"])
     click.echo(f"{outcome.checkpoint}: {100 * outcome.coverage['share']:.2f} % of the decoder's weights quantized")
+    for layer in outcome.layers:
+        if layer["calibration_tokens"] == 0:
+            click.echo(f"no calibration token reached {layer['name']}; it was quantized without data")
     print_bits(outcome.bits)
     if outcome.cost:
         click.echo(f"{outcome.cost['seconds']:.1f} s, peak memory {outcome.cost['peak_memory_bytes'] / 1e6:.0f} MB")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import datasets
-
 from lowbit.errors import LowbitError
+from lowbit.hub import load_split
 
 DEFAULT_CONTEXT_LENGTH = 2048
 """The context of most published numbers, in tokens."""
@@ -140,12 +140,12 @@ def split_perplexity_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return ours, others
 
 
-def load_perplexity_tasks(names: Sequence[str], *, from_mirror: bool) -> tuple[PerplexityTask, ...]:
+def load_perplexity_tasks(names: Sequence[str], data_dir: str | None) -> tuple[PerplexityTask, ...]:
     """Load the texts of token perplexities.
 
     Args:
         names: As `split_perplexity_names` returns them.
-        from_mirror: Whether data sets are read from a local mirror, which holds them under their own configurations.
+        data_dir: A local mirror, which holds data sets under their own configurations; None asks the hub.
 
     Raises:
         LowbitError: A data set cannot be loaded, or lacks its column.
@@ -155,27 +155,18 @@ def load_perplexity_tasks(names: Sequence[str], *, from_mirror: bool) -> tuple[P
     for name in names:
         base, _, length = name.partition("@")
         if base not in texts:
-            texts[base] = _load_text(base, CORPORA[base], from_mirror=from_mirror)
+            texts[base] = _load_text(base, CORPORA[base], data_dir)
         text, documents = texts[base]
         tasks.append(PerplexityTask(name, CORPORA[base], text, documents, int(length) if length else None))
     return tuple(tasks)
 
 
-def _load_text(task: str, corpus: PerplexityCorpus, *, from_mirror: bool) -> tuple[str, int]:
-    options: dict[str, Any] = {"split": corpus.split}
-    if from_mirror or not corpus.hub_options:
-        options["name"] = corpus.name
-    else:
-        options.update(corpus.hub_options)
+def _load_text(task: str, corpus: PerplexityCorpus, data_dir: str | None) -> tuple[str, int]:
+    mirror = None if data_dir is None else Path(data_dir)
     try:
-        rows = datasets.load_dataset(corpus.path, **options)
+        rows = load_split(corpus.path, corpus.name, corpus.split, mirror, **corpus.hub_options)
     except LowbitError as error:
         raise LowbitError(f"task {task!r}: {error}") from error
-    except Exception as error:
-        raise LowbitError(
-            f"task {task!r}: data set {corpus.path} cannot be loaded from the hub ({type(error).__name__}: {error}); "
-            f"with a local copy, give the folder that holds it by its id as --data_dir"
-        ) from error
     if corpus.column not in rows.column_names:
         raise LowbitError(
             f"task {task!r}: data set {corpus.path} has no column {corpus.column!r}; it has {rows.column_names}"

@@ -77,7 +77,7 @@ def prepare_tasks(settings: EvaluationSettings, extra_configs: Sequence[Mapping[
             _check_runnable(task, settings)
             _apply_settings(task, settings)
             _check_splits(task)
-        perplexities = load_perplexity_tasks(perplexity_names, from_mirror=mirror is not None)
+        perplexities = load_perplexity_tasks(perplexity_names, settings.data_dir)
     if settings.check_integrity:
         _check_integrity(list(loaded["tasks"]))
     prepared = PreparedTasks(tuple(items), loaded["tasks"], loaded["groups"], perplexities, settings.data_dir)

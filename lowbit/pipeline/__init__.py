@@ -1,5 +1,1 @@
-"""The whole run behind the Python API: quantize, load, bench."""
-
-from lowbit.pipeline.api import bench, load, quantize
-
-__all__ = ["bench", "load", "quantize"]
+"""The whole run; `lowbit.pipeline.api` holds the functions that `lowbit` offers: quantize, load, bench."""

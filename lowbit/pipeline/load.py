@@ -83,7 +83,7 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise LowbitError(f"{path} has no readable tokenizer: {' '.join(str(error).split())[:300]}") from error
 
 

@@ -19,6 +19,7 @@ from lowbit.modeling.journal import Journal, check_signature
 from lowbit.models.checkpoint import find_model_folder
 from lowbit.models.streamed import StreamedModel
 from lowbit.pipeline.identity import calibration_record, run_signature
+from lowbit.pipeline.load import load_tokenizer
 from lowbit.pipeline.resources import PeakMemory
 from lowbit.pipeline.targets import plan_for
 from lowbit.quantization.engine import Engine
@@ -81,17 +82,15 @@ def prepare(recipe: Recipe, device: str = "cpu") -> Preparation:
     folder = model_folder(recipe)
     source = StreamedModel(folder, recipe.model.trust_remote_code, device)
     plan = plan_for(recipe, source.decoder, registry())
-    tokens = calibration_tokens(recipe, source, folder) if plan.needs_statistics else None
+    tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
+    tokens = calibration_tokens(recipe, source, tokenizer) if plan.needs_statistics else None
     record = calibration_record(tokens, recipe.seed)
     signature = run_signature(recipe, source.checkpoint.sha256(), record, registry())
     return Preparation(folder, source, plan, tokens, signature)
 
 
-def calibration_tokens(recipe: Recipe, source: StreamedModel, folder: Path) -> CalibrationTokens:
+def calibration_tokens(recipe: Recipe, source: StreamedModel, tokenizer: Any) -> CalibrationTokens:
     """Load the calibration tokens of a recipe."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=recipe.model.trust_remote_code)
     positions = getattr(source.config, "max_position_embeddings", None) or 2048
     length = recipe.calibration.seq_len or min(2048, positions)
     if length > positions:
