@@ -21,6 +21,7 @@ PLUGINS = REPOSITORY / "plugins"
 BASE = {"errors", "contracts"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
+    "durable": {"errors"},
     "contracts": set(),
     "embedded": set(),
     "hub": {"errors"},
@@ -31,11 +32,22 @@ ROOMS: dict[str, set[str]] = {
     "calibration": BASE | {"models", "hookspecs", "hub"},
     "quantization": BASE | {"calibration", "models"},
     "packing": BASE | {"hookspecs"},
-    "modeling": BASE | {"packing", "models", "hookspecs", "registry"},
-    "evaluation": BASE | {"embedded", "recipe", "modeling", "hub"},
-    "results": {"errors"},
+    "modeling": BASE | {"durable", "packing", "models", "hookspecs", "registry"},
+    "evaluation": BASE | {"durable", "embedded", "recipe", "modeling", "hub"},
+    "results": {"errors", "durable"},
     "pipeline": BASE
-    | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "packing"}
+    | {
+        "durable",
+        "embedded",
+        "hub",
+        "hookspecs",
+        "registry",
+        "recipe",
+        "models",
+        "calibration",
+        "quantization",
+        "packing",
+    }
     | {"modeling", "evaluation", "results"},
     "cli": BASE
     | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "packing"}

@@ -13,8 +13,7 @@ from typing import Any
 
 from lm_eval.utils import handle_non_serializable
 
-from lowbit.errors import LowbitError
-from lowbit.evaluation.json_file import write_text
+from lowbit.durable import write_text
 from lowbit.evaluation.prepare import PreparedTasks, documents_of
 from lowbit.recipe.evaluation import EvaluationSettings
 
@@ -25,35 +24,6 @@ _FORMAT = 1
 _PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
 # Settings that change neither documents, prompts nor answers, or that the hash of the documents stands for.
 _WITHOUT_EFFECT = frozenset({"data_dir", "include_path", "use_cache", "cache_requests", "write_out", "check_integrity"})
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
-_TEMPLATE_FILES = ("chat_template*", "additional_chat_templates/*")
-_CHUNK = 2**24
-
-
-def model_hash(path: str | Path) -> str:
-    """The sha256 of everything in a model's folder that decides its answers.
-
-    These are config.json, generation_config.json, the tokenizer's files and the safetensors files, each with its name.
-
-    Raises:
-        LowbitError: The folder lacks config.json or safetensors files, or a file cannot be read.
-    """
-    folder = Path(path)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not weights:
-        raise LowbitError(f"{folder} is no model folder: expected config.json and *.safetensors files in it")
-    patterns = ("config.json", "generation_config.json", *_TOKENIZER_FILES, *_TEMPLATE_FILES)
-    others = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
-    digest = hashlib.sha256()
-    for file in [*sorted(others - set(weights)), *weights]:
-        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
-        try:
-            with file.open("rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
-        except OSError as error:
-            raise LowbitError(f"cannot read {file}: {error}") from error
-    return digest.hexdigest()
 
 
 def document_hashes(prepared: PreparedTasks, settings: EvaluationSettings) -> dict[str, str]:
@@ -76,7 +46,7 @@ def cache_key(model_sha: str, prepared: PreparedTasks, settings: EvaluationSetti
     """The name under which a parent's result is kept: a hash of all that decides it.
 
     Args:
-        model_sha: What `model_hash` returns.
+        model_sha: What `lowbit.models.checkpoint.model_hash` returns.
         prepared: The tasks.
         settings: The evaluation's settings.
         dtype: The type in which the parent computes, such as `float32`.
@@ -134,8 +104,5 @@ class ParentCache:
         """
         content = {"key": key, "sha256": hashlib.sha256(_to_json(results).encode()).hexdigest(), "results": results}
         path = self.path(key)
-        try:
-            write_text(path, _to_json(content))
-        except OSError as error:
-            raise LowbitError(f"the parent's result cannot be kept in {self.folder}: {error}") from error
+        write_text(path, _to_json(content))
         return path

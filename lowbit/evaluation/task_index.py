@@ -13,7 +13,8 @@ from typing import Any
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-from lowbit.evaluation.json_file import write_text
+from lowbit.durable import write_text
+from lowbit.errors import LowbitError
 
 logger = logging.getLogger(__name__)
 
@@ -110,5 +111,5 @@ def _store(path: Path, fingerprint: str, entries: Mapping[str, Any]) -> None:
     text = json.dumps({"fingerprint": fingerprint, "entries": rows})
     try:
         write_text(path, text)
-    except OSError as error:
+    except LowbitError as error:
         logger.debug("the task index cannot be kept in %s: %s", path, error)

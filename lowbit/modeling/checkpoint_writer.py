@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
+from lowbit.durable import make_directory, write_json, write_tensors, write_text
 from lowbit.errors import LowbitError
 from lowbit.modeling.bits_report import BitsReport, count_bits
-from lowbit.modeling.durable import make_directory, write_json, write_tensors, write_text
 from lowbit.modeling.journal import Journal
 from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, LowbitConfig
 from lowbit.models.checkpoint import INDEX_FILE, SINGLE_FILE

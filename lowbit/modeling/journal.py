@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lowbit.contracts import QuantizedBlock
+from lowbit.durable import make_directory, open_whole, write_json, write_tensors
 from lowbit.errors import LowbitError
-from lowbit.modeling.durable import make_directory, open_whole, write_json, write_tensors
 from lowbit.modeling.layouts import packer_for
 from lowbit.modeling.module_entry import entry_for, packed_module, sentinel_name
 

@@ -18,7 +18,11 @@ from lowbit.errors import CheckpointError, LowbitError
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
-HASHED_PATTERNS = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.safetensors*")
+HASHED_PATTERNS = (
+    *("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"),
+    *("chat_template*", "additional_chat_templates/*"),
+)
+HASHED_BYTES = 2**24
 DOWNLOADED_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -80,14 +84,7 @@ class ParentCheckpoint:
 
     def sha256(self) -> str:
         """Return the hash of configuration, tokenizer and weights: the identity of the parent."""
-        digest = hashlib.sha256()
-        files = {file for pattern in HASHED_PATTERNS for file in self.folder.glob(pattern) if file.is_file()}
-        for file in sorted(files):
-            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-            with file.open("rb") as content:
-                while chunk := content.read(1 << 22):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        return model_hash(self.folder)
 
     def _check_index(self) -> None:
         index = self.folder / INDEX_FILE
@@ -160,3 +157,28 @@ def find_model_folder(path: str, revision: str | None) -> Path:
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LowbitError(f"{path} is neither a folder here nor a model that could be downloaded: {first}") from error
+
+
+def model_hash(path: str | Path) -> str:
+    """Return the sha256 of everything in a model's folder that decides its answers.
+
+    These are config.json, the tokenizer's files and the safetensors files: their names and their bytes.
+
+    Raises:
+        LowbitError: The folder lacks config.json or safetensors files, or a file cannot be read.
+    """
+    folder = Path(path)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise LowbitError(f"{folder} is no model folder: expected config.json and *.safetensors files in it")
+    others = {file for pattern in HASHED_PATTERNS for file in folder.glob(pattern) if file.is_file()}
+    digest = hashlib.sha256()
+    for file in [*sorted(others - set(weights)), *weights]:
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        try:
+            with file.open("rb") as stream:
+                while chunk := stream.read(HASHED_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            raise LowbitError(f"cannot read {file}: {error}") from error
+    return digest.hexdigest()

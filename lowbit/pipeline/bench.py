@@ -18,6 +18,7 @@ from lowbit.evaluation.harness import evaluate
 from lowbit.evaluation.parent_cache import ParentCache, cache_key
 from lowbit.evaluation.prepare import PreparedTasks, prepare_tasks
 from lowbit.modeling.parent_bits import parent_bits
+from lowbit.models.checkpoint import model_hash
 from lowbit.models.streamed import read_config
 from lowbit.pipeline.backends import dense_with_difference, probe_tokens
 from lowbit.pipeline.domains import in_domain_tasks
@@ -145,7 +146,7 @@ def _model_name(recipe: Recipe) -> str:
 def _evaluate_parent(recipe: Recipe, tasks: PreparedTasks, options: BenchOptions, folder: Path) -> _Parent:
     """Evaluate a parent, or take its result from the cache, and write its result file."""
     path = model_folder(recipe)
-    sha256 = _parent_sha256(path)
+    sha256 = model_hash(path)
     cache = ParentCache(folder / PARENTS)
     key = cache_key(
         sha256, tasks, recipe.eval, f"{resolve_dtype(path, recipe.model.dtype, options.device)} on {options.device}"
@@ -169,12 +170,6 @@ def _evaluate_parent(recipe: Recipe, tasks: PreparedTasks, options: BenchOptions
     }
     write_result(options.output_path, name, results, record, datetime.now(UTC))
     return parent
-
-
-def _parent_sha256(path: Path) -> str:
-    from lowbit.models.checkpoint import ParentCheckpoint
-
-    return ParentCheckpoint(path).sha256()
 
 
 def _parent_row(parent: _Parent, recipe: Recipe) -> Row:
@@ -226,7 +221,7 @@ def _evaluate_checkpoint(
         gc.collect()
         model = load(outcome.checkpoint, "packed", recipe.model.dtype, options.device)
     tokenizer = load_tokenizer(outcome.checkpoint, recipe.model.trust_remote_code)
-    sha256 = _parent_sha256(outcome.checkpoint)
+    sha256 = model_hash(outcome.checkpoint)
     results = evaluate(
         model,
         tokenizer,

@@ -14,7 +14,7 @@ from lowbit.evaluation.harness import evaluate
 from lowbit.evaluation.prepare import prepare_tasks
 from lowbit.modeling.bits_report import BitsReport
 from lowbit.modeling.parent_bits import parent_bits
-from lowbit.models.checkpoint import ParentCheckpoint
+from lowbit.models.checkpoint import model_hash
 from lowbit.models.streamed import read_config
 from lowbit.pipeline.identity import package_versions, plugin_versions
 from lowbit.pipeline.inspection import inspect_checkpoint
@@ -50,7 +50,7 @@ def evaluate_model(
     quantized = is_quantized(folder)
     bits = inspect_checkpoint(folder).bits if quantized else parent_bits(folder)
     model = load(folder, recipe.backend, recipe.model.dtype, device, recipe.model.trust_remote_code)
-    sha256 = ParentCheckpoint(folder).sha256()
+    sha256 = model_hash(folder)
     name = "embedded" if recipe.model.path is None else folder.name
     results = evaluate(
         model, tokenizer, tasks, recipe.eval, model_name=str(folder), num_parameters=bits.parameters, model_sha=sha256

@@ -10,11 +10,11 @@ from typing import Any
 
 from lowbit.calibration import CalibrationTokens, TokenRequest, load_calibration
 from lowbit.contracts import DataAccess, QuantizedBlock, QuantizedWeight, RunEvents
+from lowbit.durable import make_directory, write_json
 from lowbit.embedded import calibration_path, model_path
 from lowbit.errors import LowbitError
 from lowbit.modeling.bits_report import BitsReport
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE, Provenance, write_checkpoint
-from lowbit.modeling.durable import make_directory, write_json
 from lowbit.modeling.journal import Journal, check_signature
 from lowbit.models.checkpoint import find_model_folder
 from lowbit.models.streamed import StreamedModel

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lowbit.durable import temporary_name
 from lowbit.errors import LowbitError
 
 LOWBIT_KEY = "lowbit"
@@ -73,7 +74,7 @@ def finite(value: Any) -> Any:
 
 
 def _write_new(path: Path, text: str) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

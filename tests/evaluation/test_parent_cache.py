@@ -9,8 +9,9 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lowbit.errors import LowbitError
-from lowbit.evaluation.parent_cache import ParentCache, cache_key, document_hashes, model_hash
+from lowbit.evaluation.parent_cache import ParentCache, cache_key, document_hashes
 from lowbit.evaluation.prepare import prepare_tasks
+from lowbit.models.checkpoint import model_hash
 from lowbit.recipe.evaluation import EvaluationSettings
 
 RESULTS = {"results": {"piqa": {"acc,none": 0.5919477693144722, "acc_stderr,none": "N/A"}}, "date": 1.5}

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from small_models import VOCABULARY, ModelFolder, load_model, logits, make_config, make_parent, make_recipe, quantize
 
-import lowbit.modeling.durable as durable
 from lowbit.contracts import QuantizedBlock
 from lowbit.errors import LowbitError
 from lowbit.modeling.journal import Journal, check_signature
@@ -140,7 +140,7 @@ def test_a_finished_checkpoint_is_not_made_again(parent: ModelFolder, tmp_path: 
 def test_a_full_disk_is_one_clear_error_and_the_run_continues_later(
     parent: ModelFolder, packed: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = durable.save_file
+    original = safetensors.torch.save_file
     calls = []
 
     def full(*args: Any, **kwargs: Any) -> None:
@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_continues_later(
             raise OSError(errno.ENOSPC, "No space left on device")
         original(*args, **kwargs)
 
-    monkeypatch.setattr(durable, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(LowbitError, match="No space left"):
         quantize(parent("llama"), tmp_path / "out")
     assert not list(tmp_path.rglob("*.tmp"))

@@ -7,14 +7,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from lowbit.errors import LowbitError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_name(path: Path) -> Path:
+    """Return where a file is written before it is whole; processes that write the same file do not meet there."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -27,7 +32,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         LowbitError: The disk is full or the place cannot be written; no part of the file is left.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = temporary_name(path)
     try:
         # Some writers make private files; the mode that the user's umask gives is taken from an ordinary one.
         temporary.touch()
@@ -50,7 +55,7 @@ def open_whole(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         LowbitError: The disk is full or the place cannot be written; no part of the file is left.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -71,12 +76,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text, whole or not at all."""
+    """Write text, whole or not at all; the folder is made when absent."""
+    make_directory(path.parent)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, whole or not at all; the bytes depend on names and values only."""
+    from safetensors.torch import save_file
+
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_whole(path, lambda temporary: save_file(ordered, temporary, metadata={"format": "pt"}))
 
