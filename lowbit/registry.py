@@ -149,6 +149,12 @@ class Registry:
         if self._manager.is_registered(plugin):
             self._manager.unregister(plugin)
 
+    def unregister(self, plugin: object) -> None:
+        """Take a plugin out again, with everything it registered."""
+        self._forget(plugin)
+        self._sources = {key: source for key, source in self._sources.items() if self._manager.has_plugin(key)}
+        self._tables = None
+
     def _hook_names(self) -> list[str]:
         return [name for group in HOOK_GROUPS for name in vars(group) if name.startswith("lowbit_")]
 

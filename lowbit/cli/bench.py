@@ -42,7 +42,7 @@ def command(**values: Any) -> int:
 
     from lowbit.cli.grid import grid_recipes, only_described
     from lowbit.cli.progress import ProgressEvents
-    from lowbit.cli.session import start
+    from lowbit.cli.startup import start
     from lowbit.embedded import task_configs
     from lowbit.pipeline.bench import BenchOptions, bench
 

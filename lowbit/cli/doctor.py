@@ -14,7 +14,7 @@ def command(plugins: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lowbit.cli.session import start
+    from lowbit.cli.startup import start
     from lowbit.pipeline.checkup import devices, kernel_report, versions
 
     found = start(plugins)

@@ -27,7 +27,7 @@ def command(**values: Any) -> int:
     """Evaluate a model with lm-evaluation-harness under its own flags, and the papers' token perplexities."""
     from rich.console import Console
 
-    from lowbit.cli.session import start
+    from lowbit.cli.startup import start
     from lowbit.embedded import DEFAULT_TASKS, task_configs
     from lowbit.errors import LowbitError
     from lowbit.pipeline.evaluate import evaluate_model

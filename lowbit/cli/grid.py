@@ -9,7 +9,7 @@ from typing import Any
 import click
 import yaml
 
-from lowbit.cli.session import read_config, read_overrides
+from lowbit.cli.startup import read_config, read_overrides
 from lowbit.embedded import DEFAULT_TASKS
 from lowbit.pipeline.api import resolve_grid
 from lowbit.pipeline.forecast import forecast

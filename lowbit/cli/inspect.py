@@ -20,7 +20,7 @@ def command(checkpoint: str, layers: bool, plugins: tuple[str, ...]) -> None:
     from rich.table import Table
 
     from lowbit.cli.describe import print_bits
-    from lowbit.cli.session import start
+    from lowbit.cli.startup import start
     from lowbit.pipeline.inspection import inspect_checkpoint
 
     start(plugins)

@@ -19,7 +19,7 @@ def list_plugins(plugins: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lowbit.cli.session import start
+    from lowbit.cli.startup import start
     from lowbit.registry import KINDS
 
     found = start(plugins)
@@ -40,7 +40,7 @@ def show(name: str, plugins: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lowbit.cli.session import start
+    from lowbit.cli.startup import start
     from lowbit.errors import UnknownNameError
     from lowbit.registry import KINDS, unknown_name
 

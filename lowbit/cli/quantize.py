@@ -31,7 +31,7 @@ def command(**values: Any) -> int:
     from lowbit.cli.describe import print_bits
     from lowbit.cli.grid import grid_recipes, only_described
     from lowbit.cli.progress import ProgressEvents
-    from lowbit.cli.session import start
+    from lowbit.cli.startup import start
     from lowbit.errors import LowbitError
     from lowbit.pipeline.quantize import quantize_to
 

@@ -23,7 +23,7 @@ def show(method: str, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> N
     """Print the resolved recipe of a method, every default filled in."""
     import yaml
 
-    from lowbit.cli.session import read_overrides, start
+    from lowbit.cli.startup import read_overrides, start
     from lowbit.recipe import resolve_recipe
 
     recipe = resolve_recipe(start(plugins), method, overrides=read_overrides(overrides))
@@ -38,7 +38,7 @@ def check(file: str, plugins: tuple[str, ...]) -> None:
     """Validate a recipe file and print its id."""
     from pathlib import Path
 
-    from lowbit.cli.session import start
+    from lowbit.cli.startup import start
     from lowbit.recipe import read_recipe_file, resolve_recipe
 
     recipe = resolve_recipe(start(plugins), None, read_recipe_file(Path(file)))

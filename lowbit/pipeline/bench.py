@@ -28,6 +28,7 @@ from lowbit.pipeline.quantize import (
     HookEvents,
     Preparation,
     QuantizationOutcome,
+    failure_reported,
     model_folder,
     prepare,
     quantize_to,
@@ -187,13 +188,11 @@ def _run_method(
         options.announce(f"{recipe.method}: quantizing {parent.name}")
         outcome = quantize_to(recipe, output, options.events(recipe), options.device, ready)
         options.announce(f"{recipe.method}: evaluating {parent.name}")
-        results, record = _evaluate_checkpoint(recipe, outcome, parent, tasks, options)
-        write_result(options.output_path, f"{parent.name}__{recipe.method}", results, record, datetime.now(UTC))
+        with failure_reported(recipe):
+            results, record = _evaluate_checkpoint(recipe, outcome, parent, tasks, options)
+            write_result(options.output_path, f"{parent.name}__{recipe.method}", results, record, datetime.now(UTC))
         registry().hook.lowbit_run_finished(result=record)
-    except (LowbitError, KeyboardInterrupt) as error:
-        registry().hook.lowbit_run_failed(recipe=recipe.to_dict(), error=error)
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except LowbitError as error:
         return Row(parent.name, recipe.method, error=str(error))
     bits = outcome.bits
     return Row(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ class QuantizationOutcome:
         calibration: The calibration tokens' record, or `None`.
         layers: Per-layer reports.
         signature: What decides the checkpoint's bytes.
-        cost: Seconds and peak memory, summed over interrupted runs; empty for a checkpoint that was found finished.
+        cost: Seconds, those of interrupted runs included, and peak memory of the last one.
     """
 
     checkpoint: Path
@@ -121,14 +123,23 @@ def quantize_to(
     Raises:
         LowbitError: Something a user can mend; finished blocks stay in the journal.
     """
-    require_writable(output)
-    ready = ready or prepare(recipe, device)
-    provenance = _provenance(recipe, ready)
-    journal = Journal(journal_path(output), recipe.packer.name, recipe.calibration.n_samples)
-    if is_finished(output, ready.signature):
+    with failure_reported(recipe):
+        require_writable(output)
+        ready = ready or prepare(recipe, device)
+        journal = Journal(journal_path(output), recipe.packer.name, recipe.calibration.n_samples)
+        if not is_finished(output, ready.signature):
+            journal.open(ready.signature)
+            cost = _make_checkpoint(recipe, ready, journal, output, events)
+            write_json(cost_path(output), cost)
         journal.remove()
         return read_outcome(output)
-    journal.open(ready.signature)
+
+
+def _make_checkpoint(
+    recipe: Recipe, ready: Preparation, journal: Journal, output: Path, events: RunEvents
+) -> dict[str, float]:
+    """Finish the journal's blocks, write the checkpoint, and return seconds and memory."""
+    earlier = sum(report["seconds"] for report in journal.reports())
     started = time.monotonic()
     with PeakMemory() as memory:
         engine = Engine(ready.source, ready.plan, journal, events, _diagnose, recipe.seed)
@@ -136,17 +147,23 @@ def quantize_to(
             engine.run(None if ready.calibration is None else ready.calibration.tokens)
         finally:
             events.run_ended()
-        write_checkpoint(ready.source, journal, output, provenance, recipe.max_shard_size)
-    cost = {
-        "seconds": time.monotonic() - started,
-        "block_seconds": sum(report["seconds"] for report in journal.reports()),
+        write_checkpoint(ready.source, journal, output, _provenance(recipe, ready), recipe.max_shard_size)
+    return {
+        "seconds": earlier + time.monotonic() - started,
         "peak_memory_bytes": memory.peak_bytes,
         "peak_memory_above_start_bytes": memory.peak_bytes - memory.start_bytes,
         "peak_device_memory_bytes": memory.device_bytes,
     }
-    write_json(cost_path(output), cost)
-    journal.remove()
-    return read_outcome(output)
+
+
+@contextmanager
+def failure_reported(recipe: Recipe) -> Iterator[None]:
+    """Tell plugins when what happens inside ends with an error or an interrupt."""
+    try:
+        yield
+    except BaseException as error:
+        registry().hook.lowbit_run_failed(recipe=recipe.to_dict(), error=error)
+        raise
 
 
 def journal_path(output: Path) -> Path:
