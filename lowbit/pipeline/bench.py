@@ -15,7 +15,7 @@ from lowbit.evaluation.chance import chance_levels
 from lowbit.evaluation.corpora import model_positions
 from lowbit.evaluation.fit import check_documents_fit, check_perplexity_windows
 from lowbit.evaluation.harness import evaluate
-from lowbit.evaluation.parent_cache import ParentCache, cache_key
+from lowbit.evaluation.parent_cache import ParentCache, cache_key, document_hashes
 from lowbit.evaluation.prepare import PreparedTasks, prepare_tasks
 from lowbit.modeling.parent_bits import parent_bits
 from lowbit.models.checkpoint import model_hash
@@ -76,6 +76,7 @@ class _Parent:
         sha256: Identity of its files.
         results: lm-eval's result.
         chance: Accuracy of blind choice by task.
+        data: Hash of the evaluated documents by task.
     """
 
     name: str
@@ -83,6 +84,7 @@ class _Parent:
     sha256: str
     results: dict[str, Any]
     chance: dict[str, float]
+    data: dict[str, str]
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -162,7 +164,9 @@ def _evaluate_parent(recipe: Recipe, tasks: PreparedTasks, options: BenchOptions
         results = evaluate(model, tokenizer, tasks, recipe.eval, model_name=str(path), model_sha=sha256)
         del model
         cache.save(key, results)
-    parent = _Parent(name, path, sha256, results, chance_levels(tasks, recipe.eval))
+    parent = _Parent(
+        name, path, sha256, results, chance_levels(tasks, recipe.eval), document_hashes(tasks, recipe.eval)
+    )
     record = {
         "role": "parent",
         **_common_record(recipe, parent, options),
@@ -257,6 +261,8 @@ def _common_record(recipe: Recipe, parent: _Parent, options: BenchOptions) -> di
         "seed": recipe.seed,
         "parent": {"name": parent.name, "path": str(parent.folder), "sha256": parent.sha256},
         "chance": parent.chance,
+        "data_sha256": parent.data,
+        "context_length": parent.results.get("max_length"),
         "device": options.device,
         "versions": package_versions(EVALUATION_PACKAGES),
         "plugins": plugin_versions(registry().plugins),

@@ -60,6 +60,8 @@ def test_a_result_has_everything_that_says_what_it_is(output: Path) -> None:
     assert ours["recipe"]["quantizer"]["group_size"] == 64
     assert ours["parent"]["sha256"] and ours["checkpoint_sha256"]
     assert ours["versions"]["lowbit"] and ours["plugins"]
+    assert ours["data_sha256"].keys() == {"smallworld_text", "smallworld_choice"}
+    assert ours["context_length"] == 256
     assert ours["packed_against_dense"]["relative_perplexity"] < 1e-3
     assert ours["kernels"] == ["reference"]
     assert ours["recovery"]["smallworld_choice"]["acc,none"]["recovery_percent"] is not None
