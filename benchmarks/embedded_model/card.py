@@ -12,7 +12,6 @@ from world import build_world
 TEMPLATE = """\
 ---
 language: en
-license: apache-2.0
 library_name: transformers
 pipeline_tag: text-generation
 ---
