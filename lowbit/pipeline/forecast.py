@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from lowbit.contracts import LayerStatistics, StatisticsNeed, WeightQuantizer
 from lowbit.modeling.layouts import layout_of, packer_for
-from lowbit.models import WeightTarget
 from lowbit.models.streamed import StreamedModel
 from lowbit.pipeline.quantize import model_folder
 from lowbit.pipeline.targets import plan_for
@@ -19,8 +18,11 @@ from lowbit.registry import registry
 
 FLOAT_BYTES = 4
 SAMPLE_ROWS, SAMPLE_COLUMNS = 16, 512
-# A quantizer's temporaries beside the matrix itself: its dequantized copy, codes and a working copy.
-TEMPORARY_COPIES = 3
+# Beside the matrix at work: its dequantized form, the repeated scales and products that it is made of, and the error.
+MATRIX_COPIES = 6
+# A quantizer that takes a Hessian usually copies and factors it.
+HESSIAN_COPIES = 2
+ACTIVATION_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -50,34 +52,43 @@ def forecast(recipe: Recipe, device: str = "cpu") -> Forecast:
     """
     source = StreamedModel(model_folder(recipe), recipe.model.trust_remote_code, device)
     plan = plan_for(recipe, source.decoder, registry())
-    packed = _packed_bytes(recipe, plan)
+    rates = _rates(recipe, plan)
+    packed = int(sum(rates[target.name].packed * target.weights for target in plan.targets() if target.name in rates))
     untouched = _untouched_bytes(source, plan)
     activations = _activation_bytes(recipe, source) if plan.needs_statistics else 0
     coverage = plan.coverage()
     return Forecast(
         coverage=coverage,
         quantized_bits=8 * packed / coverage.quantized_weights,
-        peak_memory_bytes=_peak_memory(source, plan, recipe),
+        peak_memory_bytes=_peak_memory(source, plan, recipe, rates),
         working_disk_bytes=2 * (packed + untouched) + 2 * activations,
         checkpoint_bytes=packed + untouched,
     )
 
 
-def _packed_bytes(recipe: Recipe, plan: QuantizationPlan) -> int:
-    """Scale the packed size of a sample matrix to every target."""
-    rates: dict[int, float] = {}
-    total = 0.0
-    for target in plan.targets():
-        quantizer = plan.quantizers.get(target.name)
-        if quantizer is None:
-            continue
-        if id(quantizer) not in rates:
-            rates[id(quantizer)] = _bytes_a_weight(quantizer, recipe.packer.name)
-        total += rates[id(quantizer)] * target.weights
-    return int(total)
+@dataclass(frozen=True)
+class _Rate:
+    """Bytes that one quantized weight takes.
+
+    Args:
+        packed: In the file.
+        unpacked: In memory, before its block is committed.
+    """
+
+    packed: float
+    unpacked: float
 
 
-def _bytes_a_weight(quantizer: WeightQuantizer, packer: str) -> float:
+def _rates(recipe: Recipe, plan: QuantizationPlan) -> dict[str, _Rate]:
+    """Return the rate of every quantized target, from a sample matrix for each quantizer."""
+    by_quantizer: dict[int, _Rate] = {}
+    for quantizer in plan.quantizers.values():
+        if id(quantizer) not in by_quantizer:
+            by_quantizer[id(quantizer)] = _rate(quantizer, recipe.packer.name)
+    return {name: by_quantizer[id(quantizer)] for name, quantizer in plan.quantizers.items()}
+
+
+def _rate(quantizer: WeightQuantizer, packer: str) -> _Rate:
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLE_ROWS, SAMPLE_COLUMNS, generator=generator)
     statistics = None
@@ -86,7 +97,9 @@ def _bytes_a_weight(quantizer: WeightQuantizer, packer: str) -> float:
         statistics = LayerStatistics(SAMPLE_COLUMNS, identity.diagonal(), 2 * identity)
     weight = quantizer.quantize(sample, statistics, generator)
     layout = layout_of(weight.spec(), packer_for(weight.format, packer).name)
-    return sum(tensor.bytes for tensor in layout.values()) / sample.numel()
+    packed = sum(tensor.bytes for tensor in layout.values())
+    unpacked = sum(tensor.nbytes for tensor in weight.tensors().values())
+    return _Rate(packed / sample.numel(), unpacked / sample.numel())
 
 
 def _untouched_bytes(source: StreamedModel, plan: QuantizationPlan) -> int:
@@ -104,23 +117,27 @@ def _length(recipe: Recipe, source: StreamedModel) -> int:
     return recipe.calibration.seq_len or min(2048, positions)
 
 
-def _peak_memory(source: StreamedModel, plan: QuantizationPlan, recipe: Recipe) -> int:
-    """Return the largest float32 block with statistics, one matrix's temporaries and one sample's activations."""
+def _peak_memory(source: StreamedModel, plan: QuantizationPlan, recipe: Recipe, rates: Mapping[str, _Rate]) -> int:
+    """Return the largest block with everything that is held beside it, plus one sample's activations."""
     largest = 0
     for index, block in enumerate(source.decoder.blocks):
+        targets = [target for target in plan.blocks[index] if target.name in rates]
         weights = sum(parameter.numel() for parameter in block.parameters()) * FLOAT_BYTES
-        matrix = max((target.weights for target in plan.blocks[index]), default=0) * FLOAT_BYTES
-        largest = max(largest, weights + TEMPORARY_COPIES * matrix + _statistics_bytes(plan, index))
+        unpacked = sum(rates[target.name].unpacked * target.weights for target in targets)
+        matrix = max((target.weights for target in targets), default=0) * FLOAT_BYTES
+        statistics, widest = _statistics_bytes(plan, index)
+        held = weights + unpacked + MATRIX_COPIES * matrix + statistics + HESSIAN_COPIES * widest
+        largest = max(largest, int(held))
     if not plan.needs_statistics:
         return largest
     embeddings: int = source.config.vocab_size * source.config.hidden_size * FLOAT_BYTES
-    widest = max((max(t.in_features, t.out_features) for t in plan.targets()), default=0)
-    sample = _length(recipe, source) * widest * FLOAT_BYTES * 4
-    return max(largest, embeddings) + sample
+    width = max((max(t.in_features, t.out_features) for t in plan.targets()), default=0)
+    return max(largest, embeddings) + ACTIVATION_COPIES * _length(recipe, source) * width * FLOAT_BYTES
 
 
-def _statistics_bytes(plan: QuantizationPlan, block: int) -> int:
-    """Return the bytes of one block's running sums; layers with the same input size are counted as sharing none."""
-    needs: Iterable[tuple[WeightTarget, StatisticsNeed]] = plan.needs(block)
-    sizes = {StatisticsNeed.NONE: 0, StatisticsNeed.SECOND_MOMENT: 1, StatisticsNeed.HESSIAN: 2}
-    return sum(target.in_features ** sizes[need] * FLOAT_BYTES for target, need in needs if sizes[need])
+def _statistics_bytes(plan: QuantizationPlan, block: int) -> tuple[int, int]:
+    """Return the bytes of one block's running sums and of the largest; shared ones are counted once a layer."""
+    powers = {StatisticsNeed.NONE: None, StatisticsNeed.SECOND_MOMENT: 1, StatisticsNeed.HESSIAN: 2}
+    needs = [(target, powers[need]) for target, need in plan.needs(block)]
+    sizes = [target.in_features**power * FLOAT_BYTES for target, power in needs if power is not None]
+    return sum(sizes), max(sizes, default=0)
