@@ -151,14 +151,13 @@ def _evaluate_parent(recipe: Recipe, tasks: PreparedTasks, options: BenchOptions
     path = model_folder(recipe)
     sha256 = model_hash(path)
     cache = ParentCache(folder / PARENTS)
-    key = cache_key(
-        sha256, tasks, recipe.eval, f"{resolve_dtype(path, recipe.model.dtype, options.device)} on {options.device}"
-    )
+    dtype = resolve_dtype(path, recipe.model.dtype, options.device)
+    key = cache_key(sha256, tasks, recipe.eval, f"{dtype} on {options.device}")
     results = None if options.refresh_parent else cache.load(key)
     name = _model_name(recipe)
     cached = results is not None
     if results is None:
-        options.announce(f"evaluating the parent {name}")
+        options.announce(f"evaluating the parent {name} (dtype {dtype})")
         model = load(path, "dense", recipe.model.dtype, options.device, recipe.model.trust_remote_code)
         tokenizer = load_tokenizer(path, recipe.model.trust_remote_code)
         results = evaluate(model, tokenizer, tasks, recipe.eval, model_name=str(path), model_sha=sha256)

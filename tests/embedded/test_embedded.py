@@ -67,7 +67,7 @@ def test_everything_embedded_is_within_twelve_megabytes() -> None:
 
 
 def test_model_is_a_small_float16_llama() -> None:
-    stored = AutoModelForCausalLM.from_pretrained(model_path())
+    stored = AutoModelForCausalLM.from_pretrained(model_path(), dtype="auto")
     assert type(stored).__name__ == "LlamaForCausalLM"
     assert stored.dtype == torch.float16
     assert stored.num_parameters() <= 3_000_000
