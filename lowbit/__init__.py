@@ -39,7 +39,14 @@ if TYPE_CHECKING:
     from lowbit.hookspecs import hookimpl
     from lowbit.packing import pack_bits, unpack_bits
     from lowbit.pipeline.api import bench, load, quantize
-    from lowbit.quantization.groups import GroupSize, from_groups, repeat_groups, row_chunks, to_groups
+    from lowbit.quantization.groups import (
+        GroupSize,
+        from_groups,
+        group_lengths,
+        repeat_groups,
+        row_chunks,
+        to_groups,
+    )
     from lowbit.quantization.scale_dtype import ScaleDtype, storable_dtype
     from lowbit.recipe import Recipe
 
@@ -53,7 +60,7 @@ _HOMES = {
     "lowbit.hookspecs": "hookimpl",
     "lowbit.packing": "pack_bits unpack_bits",
     "lowbit.pipeline.api": "bench load quantize",
-    "lowbit.quantization.groups": "GroupSize from_groups repeat_groups row_chunks to_groups",
+    "lowbit.quantization.groups": "GroupSize from_groups group_lengths repeat_groups row_chunks to_groups",
     "lowbit.quantization.scale_dtype": "ScaleDtype storable_dtype",
     "lowbit.recipe": "Recipe",
 }
@@ -87,6 +94,7 @@ __all__ = [
     "Workload",
     "bench",
     "from_groups",
+    "group_lengths",
     "hookimpl",
     "load",
     "pack_bits",

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -37,11 +37,13 @@ class PluginSource:
         plugin: Name of the entry point, module or file.
         distribution: Name of the installed distribution, or the file or module that was asked for.
         version: Version of the distribution; the beginning of the content's sha256 for a file; empty for a module.
+        content: The beginning of the sha256 of its source files, so that an edited plugin is another plugin.
     """
 
     plugin: str
     distribution: str
     version: str = ""
+    content: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         version = f" {self.version}" if self.version else ""
@@ -129,6 +131,7 @@ class Registry:
         if self._manager.is_registered(plugin):
             return
         key = f"{source.distribution}:{source.plugin}"
+        source = replace(source, content=_content_of(plugin))
         try:
             self._manager.register(plugin, name=key)
             self._manager.check_pending()
@@ -282,6 +285,19 @@ def _file_source(path: Path) -> PluginSource:
     if not path.is_file():
         raise LowbitError(f"plugin file {path} does not exist; give a .py file or the name of an importable module")
     return PluginSource(path.stem, str(path), f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}")
+
+
+def _content_of(plugin: object) -> str:
+    """Hash a module's file, or every Python file of a package."""
+    location = getattr(plugin, "__file__", None)
+    if not isinstance(location, str):
+        return ""
+    file = Path(location)
+    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+    digest = hashlib.sha256()
+    for part in files:
+        digest.update(part.name.encode() + part.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _module_from_file(path: Path) -> ModuleType:

@@ -15,7 +15,7 @@ from lowbit import (
     QuantizedWeight,
     Scales,
     WeightQuantizer,
-    from_groups,
+    group_lengths,
     hookimpl,
     repeat_groups,
     to_groups,
@@ -55,10 +55,8 @@ class PackedSignQuantizer(WeightQuantizer):
     def quantize(self, weight, statistics, generator):
         """Quantize a matrix [out, in]."""
         size = self.config.group_size
-        groups = to_groups(weight, size)  # [out, groups, group_size]
-        columns = from_groups(groups.new_ones(groups.shape), weight.shape[1])
-        counts = to_groups(columns, size).sum(-1)  # [out, groups]: the last group may be shorter
-        scales = groups.abs().sum(-1) / counts
+        groups = to_groups(weight, size)  # [out, groups, size]; zeros fill a shorter last group
+        scales = groups.abs().sum(-1) / group_lengths(weight.shape[1], size)  # [out, groups]
         return SignWeight(weight >= 0, scales.half(), size)
 
 

@@ -5,7 +5,7 @@ Run it with: lowbit bench --plugin docs/examples/sign_quantizer.py --method sign
 
 from pydantic import BaseModel
 
-from lowbit import DenseWeight, Method, WeightQuantizer, from_groups, hookimpl, to_groups
+from lowbit import DenseWeight, Method, WeightQuantizer, from_groups, group_lengths, hookimpl, to_groups
 
 
 class SignQuantizer(WeightQuantizer):
@@ -20,10 +20,10 @@ class SignQuantizer(WeightQuantizer):
 
     def quantize(self, weight, statistics, generator):
         """Quantize a matrix [out, in]."""
-        groups = to_groups(weight, self.config.group_size)  # [out, groups, group_size]
-        scale = groups.abs().mean(-1, keepdim=True)  # [out, groups, 1]
-        dense = from_groups(scale * groups.sign(), weight.shape[1])
-        return DenseWeight(dense, nominal_bits=1 + 16 / self.config.group_size)
+        size, length = self.config.group_size, weight.shape[1]
+        groups = to_groups(weight, size)  # [out, groups, size]; zeros fill a shorter last group
+        scale = groups.abs().sum(-1) / group_lengths(length, size)  # [out, groups]
+        return DenseWeight(from_groups(scale.unsqueeze(-1) * groups.sign(), length), nominal_bits=1 + 16 / size)
 
 
 @hookimpl

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -10,8 +9,6 @@ import click
 from lowbit.cli.options import ManyValues, evaluation_options, plugin_options, recipe_flags, recipe_options
 
 DEFAULT_OUTPUT = "lowbit_results"
-# A table that goes to a file or a pipe is not squeezed into a terminal's default 80 columns.
-PLAIN_WIDTH = 160
 
 
 @click.command("bench", cls=ManyValues)
@@ -55,7 +52,7 @@ def command(**values: Any) -> int:
         output_path=Path(values["output_path"] or recipes[0].output_path or DEFAULT_OUTPUT),
         device=values["device"],
         events=lambda recipe: ProgressEvents(recipe, progress),
-        announce=lambda text: progress.print(f"[dim]{text}[/dim]", highlight=False),
+        announce=lambda text: progress.print(text, style="dim", markup=False, highlight=False),
         refresh_parent=values["refresh_parent"],
         extra_tasks=task_configs(),
     )
@@ -64,14 +61,13 @@ def command(**values: Any) -> int:
 
 
 def _show(rows: list[Any], markdown: bool) -> int:
-    from rich.console import Console
-
+    from lowbit.cli.console import output
     from lowbit.results.table import render, to_markdown
 
     if markdown:
         click.echo(to_markdown(rows), nl=False)
     else:
-        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(render(rows))
+        output().print(render(rows))
     failed = [row for row in rows if row.error is not None]
     for row in failed:
         click.echo(f"lowbit: error: {row.method} on {row.model}: {row.error}", err=True)

@@ -11,24 +11,24 @@ from lowbit.cli.options import plugin_options
 @plugin_options
 def command(plugins: tuple[str, ...]) -> None:
     """Show versions, devices, and which kernels serve which layouts on which device, and why others do not."""
-    from rich.console import Console
     from rich.table import Table
 
+    from lowbit.cli.console import add_row, output
     from lowbit.cli.startup import start
     from lowbit.pipeline.checkup import devices, kernel_report, versions
 
     found = start(plugins)
-    console = Console()
+    console = output()
     table = Table("package", "version")
     for package, version in versions().items():
-        table.add_row(package, version)
+        add_row(table, package, version)
     console.print(table)
     for device, description in devices().items():
         click.echo(f"device {device}: {description}")
     table = Table("format", "packer", "device", "kernel", "serves", "why not")
     for line in kernel_report(found):
         chosen = "yes, chosen" if line.chosen else "yes" if line.served else "no"
-        table.add_row(line.format, line.packer, line.device, line.kernel, chosen, line.reason)
+        add_row(table, line.format, line.packer, line.device, line.kernel, chosen, line.reason)
     console.print(table)
     for broken in found.broken:
         click.echo(f"plugin not used: {broken.source}: {broken.reason}")

@@ -25,8 +25,7 @@ from lowbit.cli.options import ManyValues, evaluation_options, plugin_options, r
 @plugin_options
 def command(**values: Any) -> int:
     """Evaluate a model with lm-evaluation-harness under its own flags, and the papers' token perplexities."""
-    from rich.console import Console
-
+    from lowbit.cli.console import output
     from lowbit.cli.startup import start
     from lowbit.embedded import DEFAULT_TASKS, task_configs
     from lowbit.errors import LowbitError
@@ -47,5 +46,5 @@ def command(**values: Any) -> int:
     if values["markdown"]:
         click.echo(to_markdown([row]), nl=False)
     else:
-        Console().print(render([row]))
+        output().print(render([row]))
     return 0

@@ -49,15 +49,17 @@ def only_described(recipes: Sequence[Recipe], values: Mapping[str, Any]) -> bool
 
 def print_forecasts(recipes: Sequence[Recipe], device: str) -> None:
     """Print what each quantization will need, without reading a weight."""
-    from rich.console import Console
     from rich.table import Table
+
+    from lowbit.cli.console import add_row, output
 
     table = Table("model", "method", "coverage", "bits linear", "peak MB", "working disk MB", "checkpoint MB")
     for recipe in recipes:
         if recipe.quantizer is None:
             continue
         found = forecast(recipe, device)
-        table.add_row(
+        add_row(
+            table,
             Path(recipe.model.path or "embedded").name,
             recipe.method,
             f"{100 * found.coverage.share:.2f} %",
@@ -68,7 +70,7 @@ def print_forecasts(recipes: Sequence[Recipe], device: str) -> None:
         )
         for name in [*found.coverage.skipped, *found.coverage.others]:
             click.echo(f"not quantized: {name}")
-    Console().print(table)
+    output().print(table)
 
 
 def _split(values: Sequence[str]) -> list[str]:

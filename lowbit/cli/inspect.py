@@ -16,9 +16,9 @@ def command(checkpoint: str, layers: bool, plugins: tuple[str, ...]) -> None:
     from collections import Counter
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
+    from lowbit.cli.console import add_row, output
     from lowbit.cli.describe import print_bits
     from lowbit.cli.startup import start
     from lowbit.pipeline.inspection import inspect_checkpoint
@@ -44,5 +44,5 @@ def command(checkpoint: str, layers: bool, plugins: tuple[str, ...]) -> None:
         table = Table("layer", "relative error", "bits nominal", "diagnostics")
         for layer in found.layers:
             numbers = ", ".join(f"{key} {value:.3f}" for key, value in layer["diagnostics"].items())
-            table.add_row(layer["name"], f"{layer['relative_error']:.5f}", f"{layer['nominal_bits']:.2f}", numbers)
-        Console().print(table)
+            add_row(table, layer["name"], f"{layer['relative_error']:.5f}", f"{layer['nominal_bits']:.2f}", numbers)
+        output().print(table)

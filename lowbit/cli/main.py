@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -17,6 +18,7 @@ COMMANDS = {
     "inspect": "Show formats, bits, coverage and recipe of a checkpoint.",
     "doctor": "Show versions, devices, and which kernels serve which layouts.",
 }
+DEBUG_VARIABLE = "LOWBIT_DEBUG"
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 
@@ -81,6 +83,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except LowbitError as error:
         click.echo(f"lowbit: error: {error}", err=True)
+        sys.exit(EXIT_ERROR)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        reason = " ".join(str(error).split())[:500]
+        click.echo(f"lowbit: error: {type(error).__name__}: {reason} ({DEBUG_VARIABLE}=1 shows where)", err=True)
         sys.exit(EXIT_ERROR)
     sys.exit(result if isinstance(result, int) else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -21,14 +22,14 @@ class ManyValues(click.Command):
 
 
 def join_values(args: list[str]) -> list[str]:
-    """Join values that follow one of the options with several values by commas."""
+    """Join values that follow one of the options with several values by commas; a model's folder stays an argument."""
     joined: list[str] = []
     taking = 0
     for argument in args:
         if argument.startswith("-") and argument != "-":
             taking = 1 if argument.replace("-", "_").lstrip("_") in _SEVERAL else 0
             joined.append(argument)
-        elif taking > 1:
+        elif taking > 1 and not (Path(argument) / "config.json").is_file():
             joined[-1] = f"{joined[-1]},{argument}"
         else:
             taking += 1 if taking else 0

@@ -16,9 +16,9 @@ def command() -> None:
 @plugin_options
 def list_plugins(plugins: tuple[str, ...]) -> None:
     """List everything that plugins register, with the distribution it comes from."""
-    from rich.console import Console
     from rich.table import Table
 
+    from lowbit.cli.console import add_row, output
     from lowbit.cli.startup import start
     from lowbit.registry import KINDS
 
@@ -26,8 +26,8 @@ def list_plugins(plugins: tuple[str, ...]) -> None:
     table = Table("kind", "name", "plugin", "about")
     for kind in KINDS:
         for name, entry in sorted(found.table(kind).items()):
-            table.add_row(kind, name, str(entry.source), _about(entry.item))
-    Console().print(table)
+            add_row(table, kind, name, str(entry.source), _about(entry.item))
+    output().print(table)
     for broken in found.broken:
         click.echo(f"not used: {broken.source}: {broken.reason}")
 
@@ -37,9 +37,9 @@ def list_plugins(plugins: tuple[str, ...]) -> None:
 @plugin_options
 def show(name: str, plugins: tuple[str, ...]) -> None:
     """Describe whatever is registered under NAME: its plugin, its text and its options."""
-    from rich.console import Console
     from rich.table import Table
 
+    from lowbit.cli.console import add_row, output
     from lowbit.cli.startup import start
     from lowbit.errors import UnknownNameError
     from lowbit.registry import KINDS, unknown_name
@@ -58,8 +58,8 @@ def show(name: str, plugins: tuple[str, ...]) -> None:
             continue
         table = Table("option", "default", "about")
         for option, field in config.model_fields.items():
-            table.add_row(option, repr(field.default), field.description or "")
-        Console().print(table)
+            add_row(table, option, repr(field.default), field.description or "")
+        output().print(table)
 
 
 def _about(item: object) -> str:

@@ -128,6 +128,14 @@ def _run_harness(
         raise LowbitError(
             f"the harness cannot evaluate {model_name} on {', '.join(prepared.tasks)}: {reason}"
         ) from error
+    except LowbitError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise LowbitError(
+            f"the harness failed on {model_name} with {', '.join(prepared.tasks)}: {reason}; "
+            "a --max_length beyond the model's positions is one cause"
+        ) from error
     return dict(results or {})
 
 

@@ -88,4 +88,4 @@ def _roles(modules: Mapping[str, Any]) -> dict[str, str]:
 def _part(name: str, shape: tuple[int, ...], blocks_name: str) -> str:
     if name.startswith(blocks_name + "."):
         return "norms and biases of blocks" if len(shape) < 2 else "matrices of blocks"
-    return "last norm" if len(shape) < 2 else "embeddings and head"
+    return "norms and biases outside blocks" if len(shape) < 2 else "embeddings and head"

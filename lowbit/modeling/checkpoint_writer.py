@@ -13,14 +13,13 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig
 
-from lowbit.durable import make_directory, write_json, write_tensors, write_text
+from lowbit.durable import make_directory, write_json, write_tensors, write_text, write_whole
 from lowbit.errors import LowbitError
 from lowbit.modeling.bits_report import BitsReport, count_bits
 from lowbit.modeling.journal import Journal
 from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, LowbitConfig
-from lowbit.models.checkpoint import INDEX_FILE, SINGLE_FILE
+from lowbit.models.checkpoint import INDEX_FILE, SINGLE_FILE, TOKENIZER_PATTERNS
 from lowbit.models.streamed import StreamedModel
 
 RECIPE_FILE = "lowbit_recipe.yaml"
@@ -158,13 +157,12 @@ def _write_config(
 
 
 def _write_texts(folder: Path, staging: Path) -> None:
-    """Save tokenizer and generation settings."""
-    try:
-        AutoTokenizer.from_pretrained(str(folder)).save_pretrained(str(staging))
-    except Exception as error:  # a tokenizer may be broken in any way
-        raise LowbitError(f"{folder} has no readable tokenizer: {' '.join(str(error).split())[:300]}") from error
-    if (folder / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(str(folder)).save_pretrained(str(staging))
+    """Copy tokenizer and generation settings as they are, and code that comes with the model."""
+    patterns = (*TOKENIZER_PATTERNS, "generation_config.json", "*.py")
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
+        target = staging / file.relative_to(folder)
+        target.parent.mkdir(exist_ok=True)
+        write_whole(target, lambda temporary, source=file: shutil.copyfile(source, temporary))  # type: ignore[misc]
 
 
 def _model_card(provenance: Provenance, bits: BitsReport) -> str:

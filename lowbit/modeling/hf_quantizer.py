@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,20 +18,11 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 
 from lowbit.errors import CheckpointError
-from lowbit.modeling.module_entry import LoadedEntry, packed_module, read_entry, sentinel_name
-from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, QUANT_METHOD, LowbitConfig
+from lowbit.modeling.module_entry import LoadedEntry, packed_module, read_entry, require_stored, sentinel_name
+from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, QUANT_METHOD, LowbitConfig, require_readable_version
 from lowbit.modeling.surgery import install_packed_modules, to_dense_modules
-from lowbit.models.checkpoint import read_header
 from lowbit.models.experts import use_expert_loop
 from lowbit.models.key_mapping import CONVERTS
-
-STORED_NAMES = {
-    torch.uint8: "U8",
-    torch.int32: "I32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-}
 
 
 class LowbitHfQuantizer(HfQuantizer):
@@ -48,10 +40,7 @@ class LowbitHfQuantizer(HfQuantizer):
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse a checkpoint whose version or plugins this installation lacks, before anything is built."""
         version = self.quantization_config.others.get("checkpoint_version", CHECKPOINT_VERSION)
-        if not isinstance(version, int) or version > CHECKPOINT_VERSION:
-            raise CheckpointError(
-                f"this checkpoint has version {version!r}; this lowbit reads up to {CHECKPOINT_VERSION}: upgrade lowbit"
-            )
+        require_readable_version(version)
         modules = self.quantization_config.modules
         if not isinstance(modules, dict) or not modules:
             raise CheckpointError("quantization_config.modules is empty; this is no lowbit checkpoint")
@@ -67,7 +56,7 @@ class LowbitHfQuantizer(HfQuantizer):
         self._ours = self._packed_buffers(model)
         files = kwargs.get("checkpoint_files")
         if files:
-            self._check_files([str(file) for file in files])
+            require_stored(self._entries, [Path(file) for file in files])
         return model
 
     def _packed_buffers(self, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -80,20 +69,6 @@ class LowbitHfQuantizer(HfQuantizer):
             sentinel = sentinel_name(entry.name, entry.fused)
             ours[sentinel] = model.get_buffer(sentinel)
         return ours
-
-    def _check_files(self, files: Sequence[str]) -> None:
-        """Compare the declared tensors with the headers of the files: names, shapes and dtypes."""
-        from pathlib import Path
-
-        stored = {name: found for file in files for name, found in read_header(Path(file)).items()}
-        for name, buffer in self._ours.items():
-            if name not in stored:
-                raise CheckpointError(f"the checkpoint lacks the tensor {name}; it is incomplete, copy it again")
-            expected = (STORED_NAMES.get(buffer.dtype, str(buffer.dtype)), tuple(buffer.shape))
-            if stored[name] != expected:
-                raise CheckpointError(
-                    f"tensor {name} is {stored[name]} in the file, but the configuration says {expected}"
-                )
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if CONVERTS:

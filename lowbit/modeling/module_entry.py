@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lowbit.contracts import FormatSpec, PackedWeight
 from lowbit.errors import CheckpointError, UnknownNameError
+from lowbit.modeling.layouts import layout_of
+from lowbit.models.checkpoint import read_header
 from lowbit.models.experts import PACKED_SUFFIX
 from lowbit.registry import registry
+
+STORED_NAMES = {
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+}
 
 
 class ModuleEntry(BaseModel):
@@ -100,3 +113,24 @@ def packed_module(target: str, fused: bool) -> str:
 def sentinel_name(target: str, fused: bool) -> str:
     """Return the name of the empty uint8 tensor that makes a loader without lowbit fail on this target."""
     return target.rpartition(".")[0] if fused else f"{target}.weight"
+
+
+def require_stored(entries: Iterable[LoadedEntry], files: Iterable[Path]) -> None:
+    """Compare the declared tensors with the headers of the files: names, shapes and dtypes.
+
+    Raises:
+        CheckpointError: A tensor is missing, or is another one than the configuration says.
+    """
+    stored = {name: found for file in files for name, found in read_header(file).items()}
+    for entry in entries:
+        home = packed_module(entry.name, entry.fused)
+        layout = layout_of(entry.spec, entry.packer)
+        declared = {f"{home}.{part}": (STORED_NAMES[t.dtype], tuple(t.shape)) for part, t in layout.items()}
+        declared[sentinel_name(entry.name, entry.fused)] = ("U8", (0,))
+        for name, expected in declared.items():
+            if name not in stored:
+                raise CheckpointError(f"the checkpoint lacks the tensor {name}; it is incomplete, copy it again")
+            if stored[name] != expected:
+                raise CheckpointError(
+                    f"tensor {name} is {stored[name]} in the file, but the configuration says {expected}"
+                )

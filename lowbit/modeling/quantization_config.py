@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from lowbit.errors import CheckpointError
+
 QUANT_METHOD = "lowbit"
 CHECKPOINT_VERSION = 1
 
@@ -30,3 +32,15 @@ class LowbitConfig(QuantizationConfigMixin):
 
     def __repr__(self) -> str:
         return f"LowbitConfig(method={self.others.get('method')!r}, {len(self.modules)} quantized weights)"
+
+
+def require_readable_version(version: object) -> None:
+    """Check the version of a checkpoint.
+
+    Raises:
+        CheckpointError: It is newer than this installation, or no number.
+    """
+    if not isinstance(version, int) or version > CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"this checkpoint has version {version!r}; this lowbit reads up to {CHECKPOINT_VERSION}: upgrade lowbit"
+        )

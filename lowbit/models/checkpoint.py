@@ -18,12 +18,13 @@ from lowbit.errors import CheckpointError, LowbitError
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
-HASHED_PATTERNS = (
-    *("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"),
+TOKENIZER_PATTERNS = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken"),
     *("chat_template*", "additional_chat_templates/*"),
 )
+HASHED_PATTERNS = ("config.json", *TOKENIZER_PATTERNS)
 HASHED_BYTES = 2**24
-DOWNLOADED_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+DOWNLOADED_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 
 
 class ParentCheckpoint:
@@ -91,9 +92,11 @@ class ParentCheckpoint:
         if not index.exists():
             return
         promised = _weight_map(index)
-        absent = [key for key in promised if key not in self._file_of]
-        if absent:
-            raise CheckpointError(f"{index} names {len(absent)} tensors that are in no file, such as {absent[0]}")
+        wrong = [key for key, name in promised.items() if self._file_of.get(key) != self.folder / name]
+        if wrong:
+            raise CheckpointError(
+                f"{index} disagrees with the files on {len(wrong)} tensors: {wrong[0]} is not in {promised[wrong[0]]}"
+            )
 
 
 def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -57,11 +57,24 @@ class KeyMapping:
             raise CheckpointError(
                 f"{self._checkpoint.folder} lacks {len(absent)} tensors ({', '.join(absent[:3])}); it is incomplete"
             )
+        surplus = self._surplus_matrices()
+        if surplus:
+            raise CheckpointError(
+                f"{self._checkpoint.folder} holds {len(surplus)} matrices that its config.json has no place for, "
+                f"such as {surplus[0]}; the two do not belong together"
+            )
         state = self._model.state_dict()
         for key, name in self.name_of.items():
             if name in state:
                 header = (self._checkpoint.dtypes[key], self._checkpoint.shapes[key])
                 require_stored_as(name, header, state[name], name in self.converted)
+
+    def _surplus_matrices(self) -> list[str]:
+        """Return matrices of the files that the model does not know and does not declare as superfluous."""
+        ignored = list(getattr(self._model, "_keys_to_ignore_on_load_unexpected", None) or [])
+        unknown = [key for key, name in self.name_of.items() if name not in self.model_names]
+        matrices = [key for key in unknown if len(self._checkpoint.shapes[key]) == 2]
+        return [key for key in matrices if not any(re.search(pattern, key) for pattern in ignored)]
 
     def load(self, wanted: Callable[[str], bool]) -> set[str]:
         """Load the wanted tensors into the model, cast to its dtype.

@@ -85,7 +85,7 @@ def resolve_grid(
     if not names and file and ("method" in file or "quantizer" in file):
         names = [None]
     names = names or [method.name for method in registry().methods() if method.default]
-    _require_used(overrides, names)
+    _require_used(overrides, [name or str((file or {}).get("method")) for name in names])
     recipes = []
     for path in [{"path": model} for model in _as_list(models)] or [{}]:
         merged = {**flags, "model": {**flags.get("model", {}), **path}}
@@ -93,12 +93,12 @@ def resolve_grid(
     return recipes
 
 
-def _require_used(overrides: Sequence[Override], methods: Sequence[str | None]) -> None:
+def _require_used(overrides: Sequence[Override], methods: Sequence[str]) -> None:
     for override in overrides:
         if override.method is not None and override.method not in methods:
             raise LowbitError(
                 f"--set {override.method}:{'.'.join(override.path)} is for a method that is not in this run; "
-                f"it has {', '.join(name or 'the recipe file' for name in methods)}"
+                f"it has {', '.join(methods)}"
             )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.contracts import RunEvents
+from lowbit.durable import make_directory
 from lowbit.errors import LowbitError
 from lowbit.evaluation.chance import chance_levels
 from lowbit.evaluation.corpora import model_positions
@@ -34,7 +35,8 @@ from lowbit.pipeline.quantize import (
     quantize_to,
     require_writable,
 )
-from lowbit.recipe import Recipe
+from lowbit.pipeline.resources import require_device
+from lowbit.recipe import Recipe, canonical_sha256
 from lowbit.registry import registry
 from lowbit.results.metrics import Metric, primary_metrics, recovery_table
 from lowbit.results.record import sanitize, write_result
@@ -106,6 +108,8 @@ def bench(recipes: Sequence[Recipe], options: BenchOptions) -> Iterator[Row]:
         LowbitError: A model, a task, a data set or a recipe does not hold up.
     """
     results_folder = options.output_path.parent if options.output_path.suffix == ".json" else options.output_path
+    make_directory(results_folder)
+    require_device(options.device)
     prepared: dict[str, PreparedTasks] = {}
     ready: dict[int, Preparation] = {}
     for number, recipe in enumerate(recipes):
@@ -117,15 +121,16 @@ def bench(recipes: Sequence[Recipe], options: BenchOptions) -> Iterator[Row]:
         if recipe.quantizer is not None:
             ready[number] = prepare(recipe, options.device)
             require_writable(_checkpoint_path(results_folder, recipe, ready[number]))
-    parents: dict[str, _Parent] = {}
+    parents: dict[str, _Parent | None] = {}
     for number, recipe in enumerate(recipes):
         tasks = prepared[recipe.eval.model_dump_json()]
         parent_key = recipe.model.model_dump_json() + recipe.eval.model_dump_json()
         if parent_key not in parents:
-            parents[parent_key] = _evaluate_parent(recipe, tasks, options, results_folder)
-            yield _parent_row(parents[parent_key], recipe)
-        if number in ready:
-            yield _run_method(recipe, ready[number], parents[parent_key], tasks, options, results_folder)
+            row, parents[parent_key] = _run_parent(recipe, tasks, options, results_folder)
+            yield row
+        parent = parents[parent_key]
+        if number in ready and parent is not None:
+            yield _run_method(recipe, ready[number], parent, tasks, options, results_folder)
 
 
 def _check_fit(recipe: Recipe, tasks: PreparedTasks) -> None:
@@ -138,12 +143,15 @@ def _check_fit(recipe: Recipe, tasks: PreparedTasks) -> None:
 
 
 def _checkpoint_path(folder: Path, recipe: Recipe, ready: Preparation) -> Path:
-    name = f"{sanitize(_model_name(recipe))}__{recipe.method}-{ready.signature['recipe_sha256'][:12]}"
+    name = f"{sanitize(_model_name(recipe))}__{recipe.method}-{canonical_sha256(ready.signature)[:12]}"
     return folder / CHECKPOINTS / name
 
 
 def _model_name(recipe: Recipe) -> str:
-    return "embedded" if recipe.model.path is None else Path(recipe.model.path).name
+    if recipe.model.path is None:
+        return "embedded"
+    path = Path(recipe.model.path)
+    return path.resolve().name if path.is_dir() else path.name
 
 
 def _evaluate_parent(recipe: Recipe, tasks: PreparedTasks, options: BenchOptions, folder: Path) -> _Parent:
@@ -176,10 +184,17 @@ def _evaluate_parent(recipe: Recipe, tasks: PreparedTasks, options: BenchOptions
     return parent
 
 
-def _parent_row(parent: _Parent, recipe: Recipe) -> Row:
+def _run_parent(
+    recipe: Recipe, tasks: PreparedTasks, options: BenchOptions, folder: Path
+) -> tuple[Row, _Parent | None]:
+    """Evaluate a parent; an error becomes its row, and its methods are left out."""
+    try:
+        parent = _evaluate_parent(recipe, tasks, options, folder)
+    except LowbitError as error:
+        return Row(_model_name(recipe), "parent", error=str(error)), None
     bits = parent_bits(parent.folder)
     widths = (bits.nominal_bits, bits.quantized_bits, bits.whole_file_bits)
-    return Row(parent.name, "parent", widths, parent.metrics, chance=parent.chance)
+    return Row(parent.name, "parent", widths, parent.metrics, chance=parent.chance), parent
 
 
 def _run_method(

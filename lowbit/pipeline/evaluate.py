@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lowbit.durable import make_directory
 from lowbit.evaluation.chance import chance_levels
 from lowbit.evaluation.corpora import model_positions
 from lowbit.evaluation.fit import check_documents_fit, check_perplexity_windows
@@ -20,6 +21,7 @@ from lowbit.pipeline.identity import package_versions, plugin_versions
 from lowbit.pipeline.inspection import inspect_checkpoint
 from lowbit.pipeline.load import is_quantized, load, load_tokenizer
 from lowbit.pipeline.quantize import model_folder
+from lowbit.pipeline.resources import require_device
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
 from lowbit.results.metrics import primary_metrics
@@ -41,6 +43,9 @@ def evaluate_model(
     Raises:
         LowbitError: The model, a task or a data set does not hold up.
     """
+    require_device(device)
+    if output_path is not None:
+        make_directory(Path(output_path).parent if output_path.endswith(".json") else Path(output_path))
     folder = model_folder(recipe)
     tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
     tasks = prepare_tasks(recipe.eval, extra_tasks)

@@ -20,8 +20,8 @@ def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def plugin_versions(sources: Iterable[PluginSource]) -> dict[str, str]:
-    """Return the version of plugins, by name and distribution."""
-    return {f"{source.plugin} ({Path(source.distribution).name})": source.version for source in sources}
+    """Return version and content hash of plugins, by name and distribution."""
+    return {f"{s.plugin} ({Path(s.distribution).name})": f"{s.version} {s.content}".strip() for s in sources}
 
 
 def plugins_of(recipe: Recipe, registry: Registry) -> list[PluginSource]:

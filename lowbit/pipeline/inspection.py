@@ -10,7 +10,8 @@ from typing import Any
 from lowbit.errors import CheckpointError
 from lowbit.modeling.bits_report import BitsReport, count_bits
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE, RECIPE_FILE
-from lowbit.modeling.module_entry import read_entry
+from lowbit.modeling.module_entry import read_entry, require_stored
+from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, require_readable_version
 from lowbit.models.checkpoint import ParentCheckpoint
 from lowbit.models.streamed import build_skeleton, read_config
 from lowbit.models.structure import find_decoder
@@ -50,6 +51,8 @@ def inspect_checkpoint(folder: Path) -> Inspection:
     Raises:
         CheckpointError: The folder is no lowbit checkpoint, or one of its files is damaged.
     """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist")
     if not (folder / "config.json").is_file() or not is_quantized(folder):
         raise CheckpointError(f"{folder} is no lowbit checkpoint: its config.json has no quantization_config of lowbit")
     section = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
@@ -57,7 +60,9 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         provenance = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
         recipe = (folder / RECIPE_FILE).read_text(encoding="utf-8")
         modules, written = section["modules"], BitsReport.model_validate(section["bits_report"])
+        require_readable_version(section.get("checkpoint_version", CHECKPOINT_VERSION))
         entries = [read_entry(name, value) for name, value in modules.items()]
+        require_stored(entries, ParentCheckpoint(folder).files)
         blocks_name = find_decoder(build_skeleton(read_config_without_quantization(folder))).name
         bits = count_bits(ParentCheckpoint(folder).files, modules, written.nominal_bits, blocks_name)
         return Inspection(

@@ -15,6 +15,7 @@ from lowbit.contracts import DataAccess, QuantizedBlock, QuantizedWeight, RunEve
 from lowbit.durable import make_directory, write_json
 from lowbit.embedded import calibration_path, model_path
 from lowbit.errors import LowbitError
+from lowbit.evaluation.corpora import DEFAULT_CONTEXT_LENGTH, model_positions
 from lowbit.modeling.bits_report import BitsReport
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE, Provenance, write_checkpoint
 from lowbit.modeling.journal import Journal, check_signature
@@ -22,10 +23,10 @@ from lowbit.models.checkpoint import find_model_folder
 from lowbit.models.streamed import StreamedModel
 from lowbit.pipeline.identity import calibration_record, run_signature
 from lowbit.pipeline.load import load_tokenizer
-from lowbit.pipeline.resources import PeakMemory
+from lowbit.pipeline.resources import PeakMemory, require_device
 from lowbit.pipeline.targets import plan_for
 from lowbit.quantization.engine import Engine
-from lowbit.quantization.plan import QuantizationPlan
+from lowbit.quantization.plan import QuantizationPlan, require_covered
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
 
@@ -81,6 +82,7 @@ def prepare(recipe: Recipe, device: str = "cpu") -> Preparation:
     """
     if recipe.quantizer is None:
         raise LowbitError(f"method {recipe.method!r} quantizes nothing; it can be benched, but not saved")
+    require_device(device)
     folder = model_folder(recipe)
     source = StreamedModel(folder, recipe.model.trust_remote_code, device)
     plan = plan_for(recipe, source.decoder, registry())
@@ -93,10 +95,7 @@ def prepare(recipe: Recipe, device: str = "cpu") -> Preparation:
 
 def calibration_tokens(recipe: Recipe, source: StreamedModel, tokenizer: Any) -> CalibrationTokens:
     """Load the calibration tokens of a recipe."""
-    positions = getattr(source.config, "max_position_embeddings", None) or 2048
-    length = recipe.calibration.seq_len or min(2048, positions)
-    if length > positions:
-        raise LowbitError(f"--seq_len {length} exceeds the model's {positions} positions")
+    length = calibration_length(recipe, source)
     request = TokenRequest(recipe.calibration.n_samples, length, source.config.vocab_size, recipe.seed)
     default = str(calibration_path()) if recipe.model.path is None else DEFAULT_CALIBRATION
     return load_calibration(
@@ -106,6 +105,19 @@ def calibration_tokens(recipe: Recipe, source: StreamedModel, tokenizer: Any) ->
         request,
         DataAccess(None if recipe.eval.data_dir is None else Path(recipe.eval.data_dir)),
     )
+
+
+def calibration_length(recipe: Recipe, source: StreamedModel) -> int:
+    """Return the tokens of a calibration sequence: as asked for, else min(2048, the model's positions).
+
+    Raises:
+        LowbitError: More are asked for than the model has positions.
+    """
+    positions = model_positions(source.config) or DEFAULT_CONTEXT_LENGTH
+    length = recipe.calibration.seq_len or min(DEFAULT_CONTEXT_LENGTH, positions)
+    if length > positions:
+        raise LowbitError(f"--seq_len {length} exceeds the model's {positions} positions")
+    return length
 
 
 def quantize_to(
@@ -147,6 +159,7 @@ def _make_checkpoint(
             engine.run(None if ready.calibration is None else ready.calibration.tokens)
         finally:
             events.run_ended()
+        require_covered(ready.plan.quantizers, {name for report in journal.reports() for name in report["modules"]})
         write_checkpoint(ready.source, journal, output, _provenance(recipe, ready), recipe.max_shard_size)
     return {
         "seconds": earlier + time.monotonic() - started,

@@ -10,6 +10,8 @@ from typing import Self
 import psutil
 import torch
 
+from lowbit.errors import LowbitError
+
 INTERVAL_SECONDS = 0.02
 
 
@@ -57,3 +59,19 @@ def resident_bytes() -> int:
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     return int(psutil.Process().memory_info().rss)
+
+
+def require_device(text: str) -> None:
+    """Check that work can be done on a device.
+
+    Raises:
+        LowbitError: The name is none of cpu, cuda, cuda:N, mps, or there is no such device here.
+    """
+    try:
+        torch.empty(0, device=text)
+        known = torch.device(text).type in ("cpu", "cuda", "mps")
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise LowbitError(f"device {text!r} cannot be used here: {reason}") from error
+    if not known:
+        raise LowbitError(f"device {text!r} cannot be used; expected cpu, cuda, cuda:N or mps")

@@ -9,7 +9,7 @@ from typing import Any
 from lowbit.contracts import WeightQuantizer
 from lowbit.errors import LowbitError
 from lowbit.models import Decoder, WeightTarget
-from lowbit.quantization.plan import QuantizationPlan, decoder_targets, make_plan
+from lowbit.quantization.plan import QuantizationPlan, decoder_targets, make_plan, other_names
 from lowbit.recipe import Recipe, Rule, build_quantizer, rule_quantizer
 from lowbit.registry import Registry
 
@@ -22,8 +22,11 @@ def plan_for(recipe: Recipe, decoder: Decoder, registry: Registry) -> Quantizati
             or the decoder has large matrices of a kind that cannot be quantized and no rule says to leave them.
     """
     targets = [target for block in decoder_targets(decoder) for target in block]
-    plan = make_plan(decoder, choose_quantizers(recipe, targets, registry))
-    _require_known(plan, recipe.all_rules())
+    rules = recipe.all_rules()
+    chosen = choose_quantizers(recipe, targets, registry)
+    _require_used(rules, targets, other_names(decoder))
+    plan = make_plan(decoder, chosen)
+    _require_known(plan, rules)
     return plan
 
 
@@ -33,14 +36,12 @@ def choose_quantizers(
     """Return the quantizer of every target that the rules do not skip; the first rule that matches wins."""
     assert recipe.quantizer is not None
     rules = recipe.all_rules()
-    used: set[int] = set()
     built: dict[str, WeightQuantizer] = {}
     chosen: dict[str, WeightQuantizer] = {}
     for target in targets:
         position = next((i for i, rule in enumerate(rules) if _matches(rule, target)), None)
         settings: Mapping[str, Any] = {"name": recipe.quantizer.name, **recipe.quantizer.options}
         if position is not None:
-            used.add(position)
             override = rules[position].quantizer
             if override is None:
                 continue
@@ -49,7 +50,6 @@ def choose_quantizers(
         if key not in built:
             built[key] = build_quantizer(registry, settings)
         chosen[target.name] = built[key]
-    _require_used(rules, used, targets)
     _require_whole_experts(targets, chosen)
     return chosen
 
@@ -58,7 +58,9 @@ def _matches(rule: Rule, target: WeightTarget) -> bool:
     return rule.matches(target.name) or (target.expert is not None and rule.matches(target.parameter_name))
 
 
-def _require_used(rules: Sequence[Rule], used: set[int], targets: Sequence[WeightTarget]) -> None:
+def _require_used(rules: Sequence[Rule], targets: Sequence[WeightTarget], others: Iterable[str]) -> None:
+    used = {next((i for i, rule in enumerate(rules) if _matches(rule, target)), None) for target in targets}
+    used |= {i for i, rule in enumerate(rules) for name in others if rule.matches(name)}
     # Everybody writes lm_head although it lies outside the decoder blocks and is never quantized.
     outside = {"lm_head", "embed_tokens"}
     idle = [rule.match for i, rule in enumerate(rules) if i not in used and rule.match not in outside]

@@ -169,7 +169,14 @@ def _checked(
     target: WeightTarget,
 ) -> QuantizedWeight:
     """Quantize, and hold the quantizer to its contract."""
-    quantized = quantizer.quantize(weight, statistics, generator)
+    try:
+        quantized = quantizer.quantize(weight, statistics, generator)
+    except LowbitError:
+        raise
+    except Exception as error:
+        raise LowbitError(
+            f"quantizer {quantizer.name} failed on {target.name}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(quantized, QuantizedWeight):
         raise LowbitError(
             f"quantizer {quantizer.name} returned {type(quantized).__name__} for {target.name}; "

@@ -32,6 +32,14 @@ def _columns(length: int, group_size: int) -> int:
     return length if group_size == -1 else min(group_size, length)
 
 
+def group_lengths(length: int, group_size: int) -> Tensor:
+    """Return how many columns each group of a row really has, int64 [groups]; the last may have fewer."""
+    size = _columns(length, group_size)
+    lengths = torch.full((group_count(length, group_size),), size)
+    lengths[-1] = length - size * (len(lengths) - 1)
+    return lengths
+
+
 def to_groups(weight: Tensor, group_size: int) -> Tensor:
     """Split rows into groups, filling a shorter last group with zeros.
 

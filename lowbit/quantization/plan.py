@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from lowbit.contracts import StatisticsNeed, WeightQuantizer
@@ -88,12 +88,18 @@ def make_plan(decoder: Decoder, quantizers: Mapping[str, WeightQuantizer]) -> Qu
         LowbitError: Nothing is quantized.
     """
     blocks = decoder_targets(decoder)
-    others: dict[str, int] = {}
-    for index, block in enumerate(decoder.blocks):
-        others.update(other_matrices(block, decoder.block_name(index)))
+    others = other_names(decoder)
     if not quantizers:
         raise LowbitError("the rules leave no layer to quantize; relax them, or use the method `none`")
     return QuantizationPlan(tuple(blocks), quantizers, others)
+
+
+def other_names(decoder: Decoder) -> dict[str, int]:
+    """Return the sizes of the blocks' matrices that are no targets, by name."""
+    others: dict[str, int] = {}
+    for index, block in enumerate(decoder.blocks):
+        others.update(other_matrices(block, decoder.block_name(index)))
+    return others
 
 
 def decoder_targets(decoder: Decoder) -> list[tuple[WeightTarget, ...]]:
@@ -112,7 +118,7 @@ def decoder_targets(decoder: Decoder) -> list[tuple[WeightTarget, ...]]:
     return result
 
 
-def require_covered(promised: Sequence[str], quantized: Mapping[str, object] | set[str]) -> None:
+def require_covered(promised: Iterable[str], quantized: Container[str]) -> None:
     """Check that every promised target was quantized.
 
     Raises:

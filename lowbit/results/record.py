@@ -80,8 +80,19 @@ def _write_new(path: Path, text: str) -> Path:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # A link fails where a rename would silently replace a result of the same instant.
-        os.link(temporary, path)
+        _publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a whole file its name; unlike a rename, this fails where a result of the same instant is."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # Some file systems have no hard links; there the name is reserved first.
+        path.open("x").close()
+        temporary.replace(path)
