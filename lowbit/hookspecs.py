@@ -157,7 +157,7 @@ class EventHooks:
 
     @hookspec
     def lowbit_run_finished(self, result: Mapping[str, Any]) -> None:
-        """A run ended well; `result` is what the result file holds under the key `lowbit`.
+        """A method of a bench ended well; `result` is what its result file holds under the key `lowbit`.
 
         Example:
             @hookimpl

@@ -65,7 +65,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "index points outside": (lambda f: write_index(f, '{"weight_map": {"a": "../b"}}'), "outside its folder"),
     "index of an absent file": (lambda f: write_index(f, '{"weight_map": {"a": "b.safetensors"}}'), "missing"),
     "index of an absent tensor": (
-        lambda f: write_index(f, '{"weight_map": {"a": "model.safetensors"}}'), "in no file"
+        lambda f: write_index(f, '{"weight_map": {"a": "model.safetensors"}}'), "disagrees with the files"
     ),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "no readable model configuration"),

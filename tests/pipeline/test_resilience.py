@@ -72,6 +72,8 @@ def test_a_parent_that_fails_does_not_take_the_others_results(tmp_path: Path, mo
 
     broken = tmp_path / "broken"
     shutil.copytree(model_path(), broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config))  # other bytes, so that no kept result is found
     original = room.evaluate
 
     def fails_on_broken(*args: object, model_name: str, **options: object) -> object:

@@ -87,6 +87,11 @@ def test_a_scale_is_stored_as_asked_where_nothing_is_lost() -> None:
     assert storable_dtype("float32", scales * 1e-40) == torch.float32
 
 
-@pytest.mark.parametrize("lost", [6e4 * 2, -7e4, 6e-5, -1e-9])
+def test_a_scale_that_float16_holds_well_enough_stays_float16() -> None:
+    # Below 6.1e-5 float16 has fewer digits, but down to about 1e-5 still more than bfloat16.
+    assert storable_dtype("float16", torch.tensor([1.0, 3e-5])) == torch.float16
+
+
+@pytest.mark.parametrize("lost", [6e4 * 2, -7e4, 1.5e-7, -1e-9])
 def test_a_scale_that_float16_would_lose_is_stored_as_float32(lost: float) -> None:
     assert storable_dtype("float16", torch.ones(2), torch.tensor([1.0, lost])) == torch.float32
