@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,5 @@ def register_when_imported() -> None:
 
 
 def _register(_: ModuleType) -> Any:
-    from lowbit.modeling.hf_quantizer import register
-
-    register()
+    # The module registers at its end. Where its own imports led here, it is not finished yet and will do so later.
+    importlib.import_module("lowbit.modeling.hf_quantizer")

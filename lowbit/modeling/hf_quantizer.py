@@ -161,3 +161,6 @@ def register() -> None:
         register_quantization_config(QUANT_METHOD)(LowbitConfig)
     if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantizer(QUANT_METHOD)(LowbitHfQuantizer)
+
+
+register()
