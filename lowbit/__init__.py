@@ -35,10 +35,19 @@ if TYPE_CHECKING:
         WeightQuantizer,
         Workload,
     )
-    from lowbit.errors import LowbitError
+    from lowbit.errors import LowbitError, QuantizationWarning
     from lowbit.hookspecs import hookimpl
     from lowbit.packing import pack_bits, unpack_bits
     from lowbit.pipeline.api import bench, load, quantize
+    from lowbit.quantization.compensation import (
+        BlockError,
+        ColumnBlock,
+        RoundColumn,
+        column_blocks,
+        compensate_blocks,
+        compensate_columns,
+        working_copy,
+    )
     from lowbit.quantization.groups import (
         GroupSize,
         from_groups,
@@ -47,6 +56,8 @@ if TYPE_CHECKING:
         row_chunks,
         to_groups,
     )
+    from lowbit.quantization.inverse_factor import InverseFactor, Precision, inverse_factor
+    from lowbit.quantization.magnitude import unit_scale
     from lowbit.quantization.scale_dtype import ScaleDtype, storable_dtype
     from lowbit.recipe import Recipe
 
@@ -56,11 +67,16 @@ _HOMES = {
         "Method PackedWeight Packer QuantizedBlock QuantizedWeight Scales StatisticsNeed Support TensorLayout "
         "WeightQuantizer Workload"
     ),
-    "lowbit.errors": "LowbitError",
+    "lowbit.errors": "LowbitError QuantizationWarning",
     "lowbit.hookspecs": "hookimpl",
     "lowbit.packing": "pack_bits unpack_bits",
     "lowbit.pipeline.api": "bench load quantize",
+    "lowbit.quantization.compensation": (
+        "BlockError ColumnBlock RoundColumn column_blocks compensate_blocks compensate_columns working_copy"
+    ),
     "lowbit.quantization.groups": "GroupSize from_groups group_lengths repeat_groups row_chunks to_groups",
+    "lowbit.quantization.inverse_factor": "InverseFactor Precision inverse_factor",
+    "lowbit.quantization.magnitude": "unit_scale",
     "lowbit.quantization.scale_dtype": "ScaleDtype storable_dtype",
     "lowbit.recipe": "Recipe",
 }
@@ -68,13 +84,16 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.s
 
 __all__ = [
     "Bits",
+    "BlockError",
     "CalibrationSource",
     "Codes",
+    "ColumnBlock",
     "DataAccess",
     "DenseWeight",
     "FormatSpec",
     "GroupSize",
     "Indices",
+    "InverseFactor",
     "Kernel",
     "LayerReport",
     "LayerStatistics",
@@ -82,9 +101,12 @@ __all__ = [
     "Method",
     "PackedWeight",
     "Packer",
+    "Precision",
+    "QuantizationWarning",
     "QuantizedBlock",
     "QuantizedWeight",
     "Recipe",
+    "RoundColumn",
     "ScaleDtype",
     "Scales",
     "StatisticsNeed",
@@ -93,9 +115,13 @@ __all__ = [
     "WeightQuantizer",
     "Workload",
     "bench",
+    "column_blocks",
+    "compensate_blocks",
+    "compensate_columns",
     "from_groups",
     "group_lengths",
     "hookimpl",
+    "inverse_factor",
     "load",
     "pack_bits",
     "quantize",
@@ -103,7 +129,9 @@ __all__ = [
     "row_chunks",
     "storable_dtype",
     "to_groups",
+    "unit_scale",
     "unpack_bits",
+    "working_copy",
 ]
 
 

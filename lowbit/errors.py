@@ -11,3 +11,7 @@ class UnknownNameError(LowbitError):
 
 class CheckpointError(LowbitError):
     """A checkpoint that is missing, damaged, newer than this version, or needs a plugin that is absent."""
+
+
+class QuantizationWarning(UserWarning):
+    """Something a quantizer met in one weight and worked around; the engine keeps it in that weight's report."""

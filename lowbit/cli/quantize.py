@@ -50,6 +50,8 @@ def command(**values: Any) -> int:
     for layer in outcome.layers:
         if layer["calibration_tokens"] == 0:
             click.echo(f"no calibration token reached {layer['name']}; it was quantized without data")
+        for note in layer["notes"]:
+            click.echo(f"{layer['name']}: {note}")
     print_bits(outcome.bits)
     if outcome.cost:
         click.echo(f"{outcome.cost['seconds']:.1f} s, peak memory {outcome.cost['peak_memory_bytes'] / 1e6:.0f} MB")

@@ -23,6 +23,7 @@ class LayerReport:
         relative_error: ||W - dequantize()||_F^2 / ||W||_F^2.
         calibration_tokens: Tokens its statistics came from; `None` if the quantizer needs none.
         diagnostics: Numbers that plugins add.
+        notes: What the quantizer met and worked around, such as a Hessian that was not positive definite.
     """
 
     name: str
@@ -31,6 +32,7 @@ class LayerReport:
     relative_error: float
     calibration_tokens: int | None
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

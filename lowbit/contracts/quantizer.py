@@ -35,6 +35,9 @@ class WeightQuantizer(ABC):
     ) -> QuantizedWeight:
         """Quantize one matrix.
 
+        What it meets and works around it may say with `warnings.warn(..., QuantizationWarning)`; the weight's report
+        keeps it.
+
         Args:
             weight: float32 [out, in]; finite; not to be changed in place.
             statistics: As declared by `needs`; `None` for a quantizer that needs none, and for an expert that no

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from lowbit.contracts import (
     StatisticsNeed,
     WeightQuantizer,
 )
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, QuantizationWarning
 from lowbit.models import WeightTarget, read_weight, write_weight
 from lowbit.models.capture import BlockCall
 from lowbit.models.soundness import require_finite
@@ -142,7 +143,10 @@ class Engine:
         weight = read_weight(self.source.model, target).contiguous()
         require_finite(weight, target.name)
         statistics = observer.statistics(target)
-        quantized = _checked(quantizer, weight, statistics, self._generator(target.name), target)
+        if statistics is not None:
+            _require_finite_inputs(statistics, target.name)
+        with _kept_warnings() as notes:
+            quantized = _checked(quantizer, weight, statistics, self._generator(target.name), target)
         dense = quantized.dequantize()
         report = LayerReport(
             name=target.name,
@@ -151,6 +155,7 @@ class Engine:
             relative_error=_relative_error(weight, dense),
             calibration_tokens=_tokens(quantizer, statistics),
             diagnostics=self.diagnose(quantized),
+            notes=tuple(notes),
         )
         if keep:
             write_weight(self.source.model, target, dense)
@@ -190,6 +195,29 @@ def _checked(
     if shape != expected:
         raise LowbitError(f"quantizer {quantizer.name} returned shape {shape} for {target.name}; expected {expected}")
     return quantized
+
+
+def _require_finite_inputs(statistics: LayerStatistics, name: str) -> None:
+    if not bool(torch.isfinite(statistics.second_moment).all()):
+        columns = int((~torch.isfinite(statistics.second_moment)).sum())
+        raise LowbitError(
+            f"the inputs of {name} are not finite in {columns} of {len(statistics.second_moment)} columns; "
+            "the model overflows on the calibration text: give other text, or check the parent"
+        )
+
+
+@contextmanager
+def _kept_warnings() -> Iterator[list[str]]:
+    """Collect the quantizer's own warnings and pass all others on."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", QuantizationWarning)
+        yield notes
+    for warning in caught:
+        if issubclass(warning.category, QuantizationWarning):
+            notes.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _relative_error(weight: Tensor, dense: Tensor) -> float:
