@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Codes,
         DataAccess,
         DenseWeight,
+        FidelityConfig,
         FormatSpec,
         Indices,
         Kernel,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "lowbit.contracts": (
-        "Bits CalibrationSource Codes DataAccess DenseWeight FormatSpec Indices Kernel LayerReport LayerStatistics "
+        "Bits CalibrationSource Codes DataAccess DenseWeight FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics "
         "Method PackedWeight Packer QuantizedBlock QuantizedWeight Scales StatisticsNeed Support TensorLayout "
         "WeightQuantizer Workload"
     ),
@@ -90,6 +91,7 @@ __all__ = [
     "ColumnBlock",
     "DataAccess",
     "DenseWeight",
+    "FidelityConfig",
     "FormatSpec",
     "GroupSize",
     "Indices",

@@ -2,6 +2,7 @@
 
 from lowbit.contracts.calibration import CalibrationSource, DataAccess
 from lowbit.contracts.engine import ActivationWriter, BlockStore, LayerReport, QuantizedBlock, RunEvents
+from lowbit.contracts.fidelity import FidelityConfig
 from lowbit.contracts.fields import Bits, Codes, Field, FormatSpec, Indices, Scales, declared_fields
 from lowbit.contracts.formats import DenseWeight, QuantizedWeight
 from lowbit.contracts.kernel import Kernel, Support, Workload
@@ -18,6 +19,7 @@ __all__ = [
     "Codes",
     "DataAccess",
     "DenseWeight",
+    "FidelityConfig",
     "Field",
     "FormatSpec",
     "Indices",
