@@ -27,6 +27,10 @@ if TYPE_CHECKING:
         Method,
         PackedWeight,
         Packer,
+        PublishedCell,
+        PublishedFile,
+        PublishedProtocol,
+        PublishedResults,
         QuantizedBlock,
         QuantizedWeight,
         Scales,
@@ -64,8 +68,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "lowbit.contracts": (
-        "Bits CalibrationSource Codes DataAccess DenseWeight FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics "
-        "Method PackedWeight Packer QuantizedBlock QuantizedWeight Scales StatisticsNeed Support TensorLayout "
+        "Bits CalibrationSource Codes DataAccess DenseWeight FidelityConfig FormatSpec Indices Kernel "
+        "LayerReport LayerStatistics Method PackedWeight Packer PublishedCell PublishedFile PublishedProtocol "
+        "PublishedResults QuantizedBlock QuantizedWeight Scales StatisticsNeed Support TensorLayout "
         "WeightQuantizer Workload"
     ),
     "lowbit.errors": "LowbitError QuantizationWarning",
@@ -104,6 +109,10 @@ __all__ = [
     "PackedWeight",
     "Packer",
     "Precision",
+    "PublishedCell",
+    "PublishedFile",
+    "PublishedProtocol",
+    "PublishedResults",
     "QuantizationWarning",
     "QuantizedBlock",
     "QuantizedWeight",

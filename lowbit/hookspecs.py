@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Kernel,
         Method,
         Packer,
+        PublishedFile,
         QuantizedBlock,
         QuantizedWeight,
         WeightQuantizer,
@@ -111,6 +112,20 @@ class RegistrationHooks:
 
         Returns:
             Subclasses of `CalibrationSource`.
+        """
+        yield from ()
+
+    @hookspec
+    def lowbit_published_results(self) -> Iterable[PublishedFile]:
+        """Yield files of published results, for `lowbit reproduce --paper NAME`.
+
+        Example:
+            @hookimpl
+            def lowbit_published_results():
+                yield PublishedFile(Path(__file__).parent / "published" / "mine.json", "tables of the paper")
+
+        Returns:
+            `PublishedFile` records; the file's name is the paper's.
         """
         yield from ()
 

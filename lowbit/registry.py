@@ -1,4 +1,4 @@
-"""The plugin manager: who brings which quantizer, format, packer, kernel, method and calibration source."""
+"""The plugin manager: who brings which quantizer, format, packer, kernel, method, calibration source and paper."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ from lowbit.errors import LowbitError, UnknownNameError
 from lowbit.hookspecs import HOOK_GROUPS
 
 if TYPE_CHECKING:
-    from lowbit.contracts import CalibrationSource, Kernel, Method, Packer, QuantizedWeight, WeightQuantizer
+    from lowbit.contracts import (
+        CalibrationSource,
+        Kernel,
+        Method,
+        Packer,
+        PublishedFile,
+        QuantizedWeight,
+        WeightQuantizer,
+    )
 
 ENTRY_POINT_GROUP = "lowbit"
 PLUGINS_VARIABLE = "LOWBIT_PLUGINS"
@@ -186,6 +194,11 @@ class Registry:
         found: type[CalibrationSource] = self._look_up("calibration source", name)
         return found
 
+    def published_file(self, paper: str) -> PublishedFile:
+        """Return the file of the results that were published under a paper's name."""
+        found: PublishedFile = self._look_up("paper", paper)
+        return found
+
     def kernels(self) -> list[type[Kernel]]:
         """Return every kernel class, highest priority first."""
         found = [entry.item for entry in self.table("kernel").values()]
@@ -261,6 +274,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "kernel": ("lowbit_kernels", "name"),
     "method": ("lowbit_methods", "name"),
     "calibration source": ("lowbit_calibration_sources", "name"),
+    "paper": ("lowbit_published_results", "name"),
 }
 """What can be registered: by which hook, and which attribute of an item is its name."""
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "Quantize models, evaluate them beside their parents, print one table.",
     "quantize": "Quantize a model into a checkpoint folder.",
     "eval": "Evaluate a checkpoint or any other model with lm-evaluation-harness.",
+    "reproduce": "Run what a paper published under its protocol, and compare.",
     "recipe": "Show, check and describe recipes.",
     "plugins": "List plugins and what they bring.",
     "inspect": "Show formats, bits, coverage and recipe of a checkpoint.",

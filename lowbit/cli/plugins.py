@@ -51,7 +51,7 @@ def show(name: str, plugins: tuple[str, ...]) -> None:
         raise UnknownNameError(unknown_name("plugin item", name, known))
     for kind, entry in entries:
         click.echo(f"{kind} {name}, registered by {entry.source}")
-        click.echo(entry.item.description if kind == "method" else (entry.item.__doc__ or "").strip())
+        click.echo(entry.item.description if kind in ("method", "paper") else (entry.item.__doc__ or "").strip())
         config = getattr(entry.item, "Config", None)
         if config is None:
             click.echo("")

@@ -8,6 +8,7 @@ from lowbit.contracts.formats import DenseWeight, QuantizedWeight
 from lowbit.contracts.kernel import Kernel, Support, Workload
 from lowbit.contracts.method import Method
 from lowbit.contracts.packing import PackedWeight, Packer, TensorLayout
+from lowbit.contracts.published import PublishedCell, PublishedFile, PublishedProtocol, PublishedResults
 from lowbit.contracts.quantizer import WeightQuantizer
 from lowbit.contracts.statistics import LayerStatistics, StatisticsNeed
 
@@ -29,6 +30,10 @@ __all__ = [
     "Method",
     "PackedWeight",
     "Packer",
+    "PublishedCell",
+    "PublishedFile",
+    "PublishedProtocol",
+    "PublishedResults",
     "QuantizedBlock",
     "QuantizedWeight",
     "RunEvents",

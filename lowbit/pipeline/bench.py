@@ -38,7 +38,7 @@ from lowbit.pipeline.quantize import (
 from lowbit.pipeline.resources import require_device
 from lowbit.recipe import Recipe, canonical_sha256
 from lowbit.registry import registry
-from lowbit.results.metrics import Metric, primary_metrics, recovery_table
+from lowbit.results.metrics import Metric, primary_metrics, read_metrics, recovery_table
 from lowbit.results.record import sanitize, write_result
 from lowbit.results.table import Row
 
@@ -191,10 +191,18 @@ def _run_parent(
     try:
         parent = _evaluate_parent(recipe, tasks, options, folder)
     except LowbitError as error:
-        return Row(_model_name(recipe), "parent", error=str(error)), None
+        return Row(_model_name(recipe), "parent", error=str(error), recipe_sha256=recipe.sha256()), None
     bits = parent_bits(parent.folder)
-    widths = (bits.nominal_bits, bits.quantized_bits, bits.whole_file_bits)
-    return Row(parent.name, "parent", widths, parent.metrics, chance=parent.chance), parent
+    row = Row(
+        model=parent.name,
+        method="parent",
+        bits=(bits.nominal_bits, bits.quantized_bits, bits.whole_file_bits),
+        metrics=parent.metrics,
+        chance=parent.chance,
+        recipe_sha256=recipe.sha256(),
+        measured=tuple(read_metrics(parent.results)),
+    )
+    return row, parent
 
 
 def _run_method(
@@ -211,7 +219,13 @@ def _run_method(
             write_result(options.output_path, f"{parent.name}__{recipe.method}", results, record, datetime.now(UTC))
         registry().hook.lowbit_run_finished(result=record)
     except LowbitError as error:
-        return Row(parent.name, recipe.method, error=str(error))
+        return Row(
+            model=parent.name,
+            method=recipe.method,
+            error=str(error),
+            recipe_sha256=recipe.sha256(),
+            parent_measured=tuple(read_metrics(parent.results)),
+        )
     bits = outcome.bits
     return Row(
         model=parent.name,
@@ -222,6 +236,9 @@ def _run_method(
         chance=parent.chance,
         seconds=outcome.cost.get("seconds"),
         memory_bytes=outcome.cost.get("peak_memory_bytes"),
+        recipe_sha256=recipe.sha256(),
+        measured=tuple(read_metrics(results)),
+        parent_measured=tuple(read_metrics(parent.results)),
     )
 
 

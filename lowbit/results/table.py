@@ -27,6 +27,9 @@ class Row:
         seconds: What quantization took; `None` for the parent and for a checkpoint found finished.
         memory_bytes: Its peak memory.
         error: Why there is no result.
+        recipe_sha256: The recipe that it is the result of; of a parent, the first recipe that asked for it.
+        measured: Every metric of every task.
+        parent_measured: The same of the parent.
     """
 
     model: str
@@ -38,6 +41,9 @@ class Row:
     seconds: float | None = None
     memory_bytes: int | None = None
     error: str | None = None
+    recipe_sha256: str | None = None
+    measured: Sequence[Metric] = ()
+    parent_measured: Sequence[Metric] = ()
 
 
 def header(rows: Sequence[Row]) -> list[str]:

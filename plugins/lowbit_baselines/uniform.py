@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from lowbit import Codes, QuantizedWeight, Scales, repeat_groups
+from lowbit import Codes, Indices, QuantizedWeight, Scales, repeat_groups
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class UniformWeight(QuantizedWeight):
         codes: Integers below 2^bits, uint8 [out, in].
         scales: [out, groups].
         zero_points: Integers below 2^bits, uint8 [out, groups].
-        bits: Bits a code, 2 to 8.
+        bits: Bits a code, 1 to 8.
         group_size: Columns a group, or -1 for whole rows; the last group of a row may be shorter.
     """
 
@@ -40,3 +40,20 @@ class UniformWeight(QuantizedWeight):
     def nominal_bits(self) -> float:
         """Bits a code."""
         return float(self.bits)
+
+
+@dataclass(frozen=True)
+class OrderedUniformWeight(UniformWeight):
+    """The uniform format with groups of columns that are not neighbours, as activation order makes them.
+
+    Args:
+        group_index: The group of each column, int32 [in].
+    """
+
+    group_index: Annotated[Tensor, Indices("in")]
+    format: ClassVar[str] = "uniform-ordered"
+
+    def dequantize(self) -> Tensor:
+        """Return scale * (code - zero point) as float32 [out, in]."""
+        groups = self.group_index.long()
+        return self.scales.float()[:, groups] * (self.codes.float() - self.zero_points.float()[:, groups])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from lowbit import Method, Packer, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit import Method, Packer, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl
 from lowbit_dbllm.diagnostics import lowbit_diagnostics
 from lowbit_dbllm.format import DualBinaryWeight
 from lowbit_dbllm.packer import BitPlanePacker
@@ -37,3 +38,9 @@ def lowbit_methods() -> Iterator[Method]:
     post_training = "Flexible Dual Binarization without training: two bit planes, two scales a group of 64"
     yield Method("dbllm", quantizer="fdb", packer="bit-planes", description=post_training, default=True)
     yield Method("dbllm-ptq", quantizer="fdb", packer="bit-planes", description=post_training)
+
+
+@hookimpl
+def lowbit_published_results() -> Iterator[PublishedFile]:
+    """Register the numbers that were published for DB-LLM."""
+    yield PublishedFile(Path(__file__).parent / "published" / "dbllm.json", "DB-LLM on LLaMA, as others quote it")

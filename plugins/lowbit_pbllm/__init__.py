@@ -1,1 +1,41 @@
-"""PB-LLM (arXiv 2310.00034): partial binarization, salient weights kept at 8 bits."""
+"""PB-LLM (arXiv 2310.00034) for lowbit: partial binarization, its two formats and its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lowbit import Method, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit_pbllm.diagnostics import lowbit_diagnostics
+from lowbit_pbllm.format import IndexedPartialBinaryWeight, PartialBinaryWeight
+from lowbit_pbllm.quantizer import PartialBinarization
+
+__all__ = ["IndexedPartialBinaryWeight", "PartialBinarization", "PartialBinaryWeight", "lowbit_diagnostics"]
+
+
+@hookimpl
+def lowbit_weight_quantizers() -> Iterator[type[WeightQuantizer]]:
+    """Register partial binarization."""
+    yield PartialBinarization
+
+
+@hookimpl
+def lowbit_formats() -> Iterator[type[QuantizedWeight]]:
+    """Register both partial-binary formats."""
+    yield PartialBinaryWeight
+    yield IndexedPartialBinaryWeight
+
+
+@hookimpl
+def lowbit_methods() -> Iterator[Method]:
+    """Register PB-LLM as published and as its authors' code computes it."""
+    yield Method(
+        "pbllm",
+        quantizer="pbllm",
+        description="PB-LLM without training: a tenth of the weights at 8 bits, the others binary, GPTQ compensation",
+    )
+    yield Method(
+        "pbllm-code",
+        quantizer="pbllm",
+        options={"fidelity": "code"},
+        description="PB-LLM as the authors' code computes it: biased means and scales, trailing saliency, float32",
+    )

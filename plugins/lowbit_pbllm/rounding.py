@@ -1,0 +1,86 @@
+"""Rounding a column to its levels: two for a binarized weight, a uniform grid a row for a salient one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What the weights of a matrix are rounded to.
+
+    Args:
+        means: Centre of a group's two binary levels, float32 [groups, out].
+        scales: Their distance from it, float32 [groups, out].
+        salient_scales: Step of each row's grid, float32 [out]; 0 for a row of zeros.
+        zero_points: Code that stands for 0, float32 [out].
+        high_bits: Bits of a code of the grid.
+        group_columns: Columns a group.
+    """
+
+    means: Tensor
+    scales: Tensor
+    salient_scales: Tensor
+    zero_points: Tensor
+    high_bits: int
+    group_columns: int
+
+
+def grid_steps(lowest: Tensor, highest: Tensor, high_bits: int) -> Tensor:
+    """Return the step of each row's grid: from the smallest to the largest weight, 0 included.
+
+    Args:
+        lowest: Smallest weight of each row, float32 [out], not above 0.
+        highest: Largest weight of each row, float32 [out], not below 0.
+        high_bits: Bits of a code.
+    """
+    return (highest - lowest) / float(2**high_bits - 1)
+
+
+def grid_zero_points(lowest: Tensor, steps: Tensor, high_bits: int) -> Tensor:
+    """Return round(-lowest / step), the code that stands for 0, float32 [out]; 0 for a row of zeros."""
+    return torch.where(steps > 0, -lowest / steps, 0).round().clamp(0, 2**high_bits - 1)
+
+
+class ColumnRounder:
+    """Rounds the columns of a matrix and keeps their codes.
+
+    The sign of a weight that equals the mean counts as +1, since the sign plane has no 0; the authors' code would put
+    the mean itself there.
+
+    Args:
+        levels: What to round to.
+        salient: bool [in, out].
+    """
+
+    def __init__(self, levels: Levels, salient: Tensor) -> None:
+        self._levels = levels
+        self._salient = salient
+        self._upper = levels.means + levels.scales  # [groups, out]
+        self._lower = levels.means - levels.scales  # [groups, out]
+        # A weight divided by infinity is 0, which the zero point of a row of zeros stands for.
+        self._divisors = levels.salient_scales.masked_fill(levels.salient_scales == 0, torch.inf)
+        self._largest = 2**levels.high_bits - 1
+        self._top_bit = 2 ** (levels.high_bits - 1)
+        self.codes = torch.empty(salient.shape, dtype=torch.uint8, device=salient.device)
+
+    def round(self, column: int, weights: Tensor) -> Tensor:
+        """Round one column and keep its codes: the grid's for salient weights, for others the sign as top bit.
+
+        Args:
+            column: Its number.
+            weights: float32 [out].
+
+        Returns:
+            What the codes stand for, float32 [out].
+        """
+        levels, salient = self._levels, self._salient[column]
+        group = column // levels.group_columns
+        positive = weights >= levels.means[group]
+        low = torch.where(positive, self._upper[group], self._lower[group])
+        code = (weights / self._divisors).round_().add_(levels.zero_points).clamp_(0, self._largest)
+        self.codes[column] = torch.where(salient, code, positive * float(self._top_bit))
+        return torch.where(salient, code.sub_(levels.zero_points).mul_(levels.salient_scales), low)
