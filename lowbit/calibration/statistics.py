@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from lowbit.models import WeightTarget
 from lowbit.models.experts import ExpertObserver
 
 Observer = Callable[[Tensor], None]
+
+STRIP_ROWS = 128
 
 
 @dataclass
@@ -37,7 +39,8 @@ class InputAccumulator:
         if self.need is StatisticsNeed.HESSIAN:
             if self.total is None:
                 self.total = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-            self.total.addmm_(rows.T, rows)
+            for strip in _strips(rows.shape[1]):
+                self.total[strip, strip.start :].addmm_(rows[:, strip].T, rows[:, strip.start :])
         else:
             squares = rows.square().sum(0)
             self.total = squares if self.total is None else self.total.add_(squares)
@@ -48,16 +51,29 @@ class InputAccumulator:
         if self.total is None:
             return None
         if self.need is StatisticsNeed.HESSIAN:
+            for strip in _strips(self.total.shape[0]):
+                self.total[strip.stop :, strip] = self.total[strip, strip.stop :].T
             second_moment = self.total.diagonal() / self.tokens
             return LayerStatistics(self.tokens, second_moment, self.total.mul_(2 / self.tokens))
         return LayerStatistics(self.tokens, self.total.div_(self.tokens))
+
+
+def _strips(columns: int) -> Iterator[slice]:
+    """Yield strips of rows of a symmetric matrix; only what lies from their first column on is summed."""
+    for start in range(0, columns, STRIP_ROWS):
+        yield slice(start, min(start + STRIP_ROWS, columns))
+
+
+class EverythingSeenError(Exception):
+    """The rest of a block's forward pass would show no target anything new."""
 
 
 class BlockObserver:
     """Collects the statistics of the targets of one block while samples run through it.
 
     Layers that are given the same tensor (query, key and value; gate and up) share one accumulator. Which layers these
-    are is learned from the first sample.
+    are is learned from the first sample, and also how often each layer is called: later samples end, by
+    `EverythingSeenError`, when the last call was observed, since nobody needs the block's output.
 
     Args:
         model: The model whose block runs.
@@ -70,6 +86,7 @@ class BlockObserver:
         self._accumulators: dict[str, InputAccumulator] = {}
         self._leaders: dict[str, str] = {}
         self._finished: dict[str, LayerStatistics | None] = {}
+        self._calls: int | None = None
 
     @property
     def idle(self) -> bool:
@@ -81,18 +98,21 @@ class BlockObserver:
         """Observe one sample that runs through the block inside this context."""
         seen: dict[tuple[int, StatisticsNeed], tuple[str, Tensor]] = {}
         handles = []
+        observed = _Calls(None if any(target.expert is not None for target, _ in self._needs) else self._calls)
         experts: dict[nn.Module, dict[tuple[str, int], Observer]] = {}
         for target, need in self._needs:
             observe = self._observer(target, need, seen)
             module = self._model.get_submodule(target.module)
             if target.expert is None:
-                handles.append(module.register_forward_pre_hook(_first_argument(observe)))
+                handles.append(module.register_forward_pre_hook(_first_argument(observe, observed)))
             else:
                 experts.setdefault(module, {})[target.parameter, target.expert] = observe
         for module, observers in experts.items():
             module.__dict__["lowbit_observer"] = _dispatch(observers)
         try:
-            yield
+            with suppress(EverythingSeenError):
+                yield
+            self._calls = observed.number
         finally:
             for handle in handles:
                 handle.remove()
@@ -124,9 +144,28 @@ class BlockObserver:
         return observe
 
 
-def _first_argument(observe: Observer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+@dataclass
+class _Calls:
+    """Counts the calls of observed layers in one sample and ends it after the last.
+
+    Args:
+        expected: Calls of a sample, as far as they are known.
+        number: Calls so far.
+    """
+
+    expected: int | None
+    number: int = 0
+
+    def count(self) -> None:
+        self.number += 1
+        if self.number == self.expected:
+            raise EverythingSeenError
+
+
+def _first_argument(observe: Observer, calls: _Calls) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
         observe(args[0])
+        calls.count()
 
     return hook
 

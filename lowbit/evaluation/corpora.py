@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.errors import LowbitError
-from lowbit.hub import load_split
 
 DEFAULT_CONTEXT_LENGTH = 2048
 """The context of most published numbers, in tokens."""
@@ -162,6 +161,8 @@ def load_perplexity_tasks(names: Sequence[str], data_dir: str | None) -> tuple[P
 
 
 def _load_text(task: str, corpus: PerplexityCorpus, data_dir: str | None) -> tuple[str, int]:
+    from lowbit.hub import load_split  # costs a second that quantization need not spend
+
     mirror = None if data_dir is None else Path(data_dir)
     try:
         rows = load_split(corpus.path, corpus.name, corpus.split, mirror, **corpus.hub_options)

@@ -30,7 +30,7 @@ from lowbit_billm.format import ResidualBinaryWeight, join_blocks
 from lowbit_billm.zones import Zones, find_zones
 
 
-class FrameConfig(FidelityConfig):
+class BlockBinarizationConfig(FidelityConfig):
     """Options of BiLLM's frame."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -85,7 +85,9 @@ class BlockBinarizationQuantizer(WeightQuantizer):
     """Binarizes block by block; a subclass says how one block is binarized once its zones are known."""
 
     needs: ClassVar[StatisticsNeed] = StatisticsNeed.HESSIAN
-    Config = FrameConfig
+
+    class Config(BlockBinarizationConfig):
+        """Options of BiLLM's frame."""
 
     def quantize(
         self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
