@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lowbit.errors import LowbitError
 
 TEXT_SUFFIXES = (".txt", ".txt.gz")
 LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
+TOKEN_FILE_SUFFIX = ".npz"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def load_calibration(
     Raises:
         LowbitError: The source is unknown, damaged, or shorter than asked for.
     """
-    if source.endswith(".npz"):
+    if source.endswith(TOKEN_FILE_SUFFIX):
         tokens = _from_token_file(Path(source), request)
         return CalibrationTokens(tokens, Path(source).name)
     if source.endswith((*TEXT_SUFFIXES, *LINES_SUFFIXES)):
@@ -140,18 +141,18 @@ def _text_of(line: str, path: Path, number: int) -> str:
     return text
 
 
+def token_file_shape(path: Path) -> tuple[int, int]:
+    """Return how many sequences a token file holds, and of how many tokens.
+
+    Raises:
+        LowbitError: The file cannot be read, or holds no such array.
+    """
+    samples, length = _read_token_file(path).shape
+    return samples, length
+
+
 def _from_token_file(path: Path, request: TokenRequest) -> Tensor:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            array = content["tokens"]
-    except KeyError as error:
-        raise LowbitError(f"calibration file {path} has no array named 'tokens'") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise LowbitError(f"calibration file {path} cannot be read as .npz: {error}") from error
-    if array.ndim != 2 or array.dtype.kind not in "iu":
-        raise LowbitError(
-            f"calibration file {path}: 'tokens' must be integers [samples, length]; it is {array.dtype} {array.shape}"
-        )
+    array = _read_token_file(path)
     samples, length = array.shape
     if samples < request.n_samples or length < request.seq_len:
         raise LowbitError(
@@ -161,3 +162,20 @@ def _from_token_file(path: Path, request: TokenRequest) -> Tensor:
     tokens = torch.from_numpy(array[: request.n_samples, : request.seq_len].astype(np.int64))
     _check_vocabulary(tokens, request, str(path))
     return tokens
+
+
+def _read_token_file(path: Path) -> np.ndarray[tuple[int, int], np.dtype[Any]]:
+    """Return the array `tokens`, or the only array of the file, whatever its name."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            names = list(content)
+            array = content[names[0] if len(names) == 1 else "tokens"]
+    except KeyError as error:
+        raise LowbitError(f"calibration file {path} has no array named 'tokens', but {', '.join(names)}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise LowbitError(f"calibration file {path} cannot be read as .npz: {error}") from error
+    if array.ndim != 2 or array.dtype.kind not in "iu" or 0 in array.shape:
+        raise LowbitError(
+            f"calibration file {path}: 'tokens' must be integers [samples, length]; it is {array.dtype} {array.shape}"
+        )
+    return cast(np.ndarray[tuple[int, int], np.dtype[Any]], array)

@@ -74,7 +74,9 @@ def recipe_options(command: Command) -> Command:
             click.option("--revision", help="Branch, tag or commit on the hub."),
             click.option("--trust_remote_code", is_flag=True, default=None, help="Run code that comes with the model."),
             click.option("--calibration", metavar="NAME|FILE", help="Source of calibration text or tokens."),
-            click.option("--n_samples", "--nsamples", type=int, help="Calibration sequences (128)."),
+            click.option(
+                "--n_samples", "--nsamples", type=int, help="Calibration sequences (128; of a token file all)."
+            ),
             click.option("--seq_len", "--seqlen", type=int, help="Tokens a sequence (min of 2048 and the positions)."),
             click.option("--packer", help="Packer that lays out the weights."),
             click.option(

@@ -10,7 +10,7 @@ import torch
 from lowbit.contracts import LayerStatistics, StatisticsNeed, WeightQuantizer
 from lowbit.modeling.layouts import layout_of, packer_for
 from lowbit.models.streamed import StreamedModel
-from lowbit.pipeline.quantize import calibration_length, model_folder
+from lowbit.pipeline.quantize import calibration_request, model_folder
 from lowbit.pipeline.targets import plan_for
 from lowbit.quantization.plan import Coverage, QuantizationPlan
 from lowbit.recipe import Recipe
@@ -109,7 +109,8 @@ def _untouched_bytes(source: StreamedModel, plan: QuantizationPlan) -> int:
 
 def _activation_bytes(recipe: Recipe, source: StreamedModel) -> int:
     hidden: int = source.config.hidden_size
-    return recipe.calibration.n_samples * calibration_length(recipe, source) * hidden * FLOAT_BYTES
+    request = calibration_request(recipe, source)
+    return request.n_samples * request.seq_len * hidden * FLOAT_BYTES
 
 
 def _peak_memory(source: StreamedModel, plan: QuantizationPlan, recipe: Recipe, rates: Mapping[str, _Rate]) -> int:
@@ -127,7 +128,9 @@ def _peak_memory(source: StreamedModel, plan: QuantizationPlan, recipe: Recipe, 
         return largest
     embeddings: int = source.config.vocab_size * source.config.hidden_size * FLOAT_BYTES
     width = max((max(t.in_features, t.out_features) for t in plan.targets()), default=0)
-    return max(largest, embeddings) + ACTIVATION_COPIES * calibration_length(recipe, source) * width * FLOAT_BYTES
+    return (
+        max(largest, embeddings) + ACTIVATION_COPIES * calibration_request(recipe, source).seq_len * width * FLOAT_BYTES
+    )
 
 
 def _statistics_bytes(plan: QuantizationPlan, block: int) -> tuple[int, int]:

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowbit.calibration import CalibrationTokens, TokenRequest, load_calibration
+from lowbit.calibration import (
+    TOKEN_FILE_SUFFIX,
+    CalibrationTokens,
+    TokenRequest,
+    load_calibration,
+    token_file_shape,
+)
 from lowbit.contracts import DataAccess, QuantizedBlock, QuantizedWeight, RunEvents
 from lowbit.durable import make_directory, write_json
 from lowbit.embedded import calibration_path, model_path
@@ -31,6 +37,7 @@ from lowbit.recipe import Recipe
 from lowbit.registry import registry
 
 DEFAULT_CALIBRATION = "c4"
+DEFAULT_SAMPLES = 128
 
 
 @dataclass(frozen=True)
@@ -95,29 +102,42 @@ def prepare(recipe: Recipe, device: str = "cpu") -> Preparation:
 
 def calibration_tokens(recipe: Recipe, source: StreamedModel, tokenizer: Any) -> CalibrationTokens:
     """Load the calibration tokens of a recipe."""
-    length = calibration_length(recipe, source)
-    request = TokenRequest(recipe.calibration.n_samples, length, source.config.vocab_size, recipe.seed)
-    default = str(calibration_path()) if recipe.model.path is None else DEFAULT_CALIBRATION
     return load_calibration(
-        recipe.calibration.source or default,
+        _calibration_name(recipe),
         registry().calibration_source,
         lambda text: list(tokenizer(text, verbose=False)["input_ids"]),
-        request,
+        calibration_request(recipe, source),
         DataAccess(None if recipe.eval.data_dir is None else Path(recipe.eval.data_dir)),
     )
 
 
-def calibration_length(recipe: Recipe, source: StreamedModel) -> int:
-    """Return the tokens of a calibration sequence: as asked for, else min(2048, the model's positions).
+def _calibration_name(recipe: Recipe) -> str:
+    default = str(calibration_path()) if recipe.model.path is None else DEFAULT_CALIBRATION
+    return recipe.calibration.source or default
+
+
+def calibration_request(recipe: Recipe, source: StreamedModel) -> TokenRequest:
+    """Return how many calibration tokens are wanted: as asked for, else all of a token file, else 128 x 2048.
+
+    Sequences are never longer than the model's positions.
 
     Raises:
-        LowbitError: More are asked for than the model has positions.
+        LowbitError: More tokens a sequence are asked for than the model has positions, or a token file is damaged.
     """
     positions = model_positions(source.config) or DEFAULT_CONTEXT_LENGTH
-    length = recipe.calibration.seq_len or min(DEFAULT_CONTEXT_LENGTH, positions)
-    if length > positions:
-        raise LowbitError(f"--seq_len {length} exceeds the model's {positions} positions")
-    return length
+    name = _calibration_name(recipe)
+    samples, length = DEFAULT_SAMPLES, DEFAULT_CONTEXT_LENGTH
+    if name.endswith(TOKEN_FILE_SUFFIX):
+        samples, length = token_file_shape(Path(name))
+    wanted = recipe.calibration
+    if wanted.seq_len is not None and wanted.seq_len > positions:
+        raise LowbitError(f"--seq_len {wanted.seq_len} exceeds the model's {positions} positions")
+    return TokenRequest(
+        n_samples=wanted.n_samples or samples,
+        seq_len=wanted.seq_len or min(length, positions),
+        vocabulary=source.config.vocab_size,
+        seed=recipe.seed,
+    )
 
 
 def quantize_to(
@@ -138,13 +158,17 @@ def quantize_to(
     with failure_reported(recipe):
         require_writable(output)
         ready = ready or prepare(recipe, device)
-        journal = Journal(journal_path(output), recipe.packer.name, recipe.calibration.n_samples)
+        journal = Journal(journal_path(output), recipe.packer.name, _samples(ready))
         if not is_finished(output, ready.signature):
             journal.open(ready.signature)
             cost = _make_checkpoint(recipe, ready, journal, output, events)
             write_json(cost_path(output), cost)
         journal.remove()
         return read_outcome(output)
+
+
+def _samples(ready: Preparation) -> int:
+    return 0 if ready.calibration is None else len(ready.calibration.tokens)
 
 
 def _make_checkpoint(

@@ -33,8 +33,10 @@ class CalibrationSettings(_Section):
     """Which tokens a quantizer's statistics come from."""
 
     source: str | None = Field(None, description="registered name, or a .txt, .jsonl or .npz file")
-    n_samples: int = Field(128, ge=1, description="how many sequences")
-    seq_len: int | None = Field(None, ge=2, description="tokens a sequence; none means min(2048, model's positions)")
+    n_samples: int | None = Field(None, ge=1, description="how many sequences; none means 128, of a token file all")
+    seq_len: int | None = Field(
+        None, ge=2, description="tokens a sequence; none means 2048, of a token file all, at most the model's positions"
+    )
 
 
 class QuantizerSettings(BaseModel):

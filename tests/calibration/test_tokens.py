@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowbit.calibration import CalibrationTokens, TokenRequest, load_calibration
+from lowbit.calibration import CalibrationTokens, TokenRequest, load_calibration, token_file_shape
 from lowbit.contracts import CalibrationSource, DataAccess
 from lowbit.errors import LowbitError
 
@@ -72,12 +72,19 @@ def test_a_token_file_is_used_as_it_is(tmp_path: Path) -> None:
     assert load(str(tmp_path / "tokens.npz")).tokens.tolist() == array[:4, :8].tolist()
 
 
+def test_the_only_array_of_a_token_file_may_have_any_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "tokens.npz", input_ids=np.zeros((4, 8), dtype=np.int32))
+    assert load(str(tmp_path / "tokens.npz")).tokens.shape == (4, 8)
+    assert token_file_shape(tmp_path / "tokens.npz") == (4, 8)
+
+
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
         ({"tokens": np.zeros((4, 8))}, "must be integers"),
         ({"tokens": np.zeros(8, dtype=np.int64)}, "must be integers"),
-        ({"other": np.zeros((4, 8), dtype=np.int64)}, "no array named 'tokens'"),
+        ({"one": np.zeros((4, 8), dtype=np.int64), "two": np.zeros((4, 8))}, "no array named 'tokens', but one, two"),
+        ({"tokens": np.zeros((0, 8), dtype=np.int64)}, "must be integers"),
         ({"tokens": np.zeros((3, 8), dtype=np.int64)}, "--n_samples"),
         ({"tokens": np.zeros((4, 7), dtype=np.int64)}, "--seq_len"),
         ({"tokens": np.full((4, 8), 256)}, "another tokenizer"),
