@@ -98,3 +98,30 @@ def test_hooks_are_removed_even_if_the_block_fails() -> None:
     except KeyError:
         pass
     assert not model.q._forward_pre_hooks
+
+
+def test_later_samples_end_when_the_last_observed_layer_was_called() -> None:
+    torch.manual_seed(1)
+    model = Attention()
+    finished: list[int] = []
+    model.o.register_forward_hook(lambda *_: finished.append(len(finished)))
+    observer = BlockObserver(model, [(target(name), StatisticsNeed.HESSIAN) for name in "qk"])
+    for _ in range(4):
+        with observer.watching():
+            model(torch.randn(1, 5, 6))
+    found = observer.statistics(target("q"))
+    assert found is not None
+    assert found.tokens == 20
+    assert finished == [0]
+
+
+def test_a_hessian_wider_than_a_strip_is_symmetric_and_whole() -> None:
+    rows = torch.randn(50, 300, generator=torch.Generator().manual_seed(2))
+    accumulator = InputAccumulator(StatisticsNeed.HESSIAN)
+    for part in rows.split(20):
+        accumulator.add(part)
+    found = accumulator.finish()
+    assert found is not None
+    assert found.hessian is not None
+    torch.testing.assert_close(found.hessian.double(), 2 * rows.double().T @ rows.double() / 50, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.hessian, found.hessian.T)

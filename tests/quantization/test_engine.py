@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from small_models import FUSED_EXPERTS, VOCABULARY, ModelFolder, load_model, mak
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lowbit.calibration.statistics import InputAccumulator
 from lowbit.contracts import (
     DenseWeight,
     LayerStatistics,
@@ -22,7 +25,7 @@ from lowbit.contracts import (
     StatisticsNeed,
     WeightQuantizer,
 )
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, QuantizationWarning
 from lowbit.modeling.journal import Journal
 from lowbit.models import WeightTarget, find_decoder, read_weight, write_weight
 from lowbit.models.experts import use_expert_loop
@@ -281,3 +284,40 @@ def test_random_draws_depend_on_seed_and_name_only(parent: ModelFolder, tmp_path
     run_engine(parent("llama"), second, tmp_path / "second", None)
     assert first.given == second.given
     assert len(set(first.given)) == 21
+
+
+class Outspoken(Recorder):
+    """Says something about every weight, and something that is not its own to say."""
+
+    needs: ClassVar[StatisticsNeed] = StatisticsNeed.NONE
+
+    def quantize(
+        self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
+    ) -> QuantizedWeight:
+        warnings.warn("worked around", QuantizationWarning, stacklevel=2)
+        warnings.warn("somebody else's", UserWarning, stacklevel=2)
+        return ROUNDING.quantize(weight, None, generator)
+
+
+def test_what_a_quantizer_worked_around_stands_in_the_report(parent: ModelFolder, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="somebody else's"):
+        events = run_engine(parent("llama"), Outspoken(), tmp_path / "journal", None)
+    notes = {report.notes for block in events.blocks for report in block.reports}
+    assert notes == {("worked around",)}
+    stored = json.loads((tmp_path / "journal" / "block-00000.json").read_text())
+    assert stored["layers"][0]["notes"] == ["worked around"]
+
+
+def test_inputs_that_are_not_finite_are_refused_with_the_layers_name(
+    parent: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = InputAccumulator.add
+
+    def overflowing(self: InputAccumulator, x: Tensor) -> None:
+        changed = x.clone()
+        changed[..., 3] = torch.inf
+        add(self, changed)
+
+    monkeypatch.setattr(InputAccumulator, "add", overflowing)
+    with pytest.raises(LowbitError, match=r"inputs of model\.layers\.0\.self_attn\.q_proj.* are not finite in 1 of"):
+        run_engine(parent("llama"), Recorder(), tmp_path / "journal", calibration_tokens())
