@@ -15,6 +15,8 @@ from lowbit.recipe import Recipe, resolve_recipe
 from lowbit.recipe.overrides import merge
 from lowbit.registry import Registry, registry, unknown_name
 
+TOKEN_FILE = ".npz"
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -105,6 +107,9 @@ def _recipe_without_tasks(
     cell: PublishedCell, protocol: PublishedProtocol, model: str | None, flags: Mapping[str, Any]
 ) -> Recipe:
     calibration = {"source": protocol.calibration, "n_samples": protocol.n_samples, "seq_len": protocol.seq_len}
+    if str(flags.get("calibration", {}).get("source", "")).endswith(TOKEN_FILE):
+        # A token file is a sample of its own, with its own number and length of sequences.
+        calibration = {}
     published: dict[str, Any] = {
         "model": {} if model is None else {"path": model},
         "quantizer": cell.options,

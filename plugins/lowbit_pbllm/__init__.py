@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from lowbit import Method, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit import Method, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl
 from lowbit_pbllm.diagnostics import lowbit_diagnostics
 from lowbit_pbllm.format import IndexedPartialBinaryWeight, PartialBinaryWeight
 from lowbit_pbllm.quantizer import PartialBinarization
@@ -39,3 +40,9 @@ def lowbit_methods() -> Iterator[Method]:
         options={"fidelity": "code"},
         description="PB-LLM as the authors' code computes it: biased means and scales, trailing saliency, float32",
     )
+
+
+@hookimpl
+def lowbit_published_results() -> Iterator[PublishedFile]:
+    """Register the numbers that the paper reports for PB-LLM."""
+    yield PublishedFile(Path(__file__).parent / "published" / "pbllm.json", "PB-LLM on OPT and LLaMA")

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lowbit import row_chunks
-
 GAP_BITS = range(1, 9)
-ENTRIES_AT_A_TIME = 2**17
+AT_A_TIME = 2**15  # positions or entries; their numbers take eight bytes each
 
 
 def smallest_gap_bits(salient: Tensor) -> tuple[int, int]:
@@ -42,10 +40,10 @@ def encode_gaps(salient: Tensor, bits: int) -> Tensor:
     parts = []
     for gaps in _gaps(salient):
         ends = (gaps // escape + 1).cumsum(0)
-        codes = torch.full((int(ends[-1]) if len(ends) else 0,), escape, dtype=torch.uint8, device=salient.device)
+        codes = torch.full((int(ends[-1]),), escape, dtype=torch.uint8, device=salient.device)
         codes[ends - 1] = (gaps % escape).to(torch.uint8)
         parts.append(codes)
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8, device=salient.device)
 
 
 def decode_gaps(codes: Tensor, bits: int, shape: tuple[int, int]) -> Tensor:
@@ -61,7 +59,7 @@ def decode_gaps(codes: Tensor, bits: int, shape: tuple[int, int]) -> Tensor:
     """
     salient = torch.zeros(shape[0] * shape[1], dtype=torch.bool, device=codes.device)
     passed = 0
-    for part in torch.split(codes, ENTRIES_AT_A_TIME):
+    for part in torch.split(codes, AT_A_TIME):
         marks = part != _escape(bits)
         ends = (part + marks.to(torch.uint8)).cumsum(0) + passed  # positions passed, a mark's own included
         salient[ends[marks] - 1] = True
@@ -74,10 +72,11 @@ def _escape(bits: int) -> int:
 
 
 def _gaps(salient: Tensor) -> Iterator[Tensor]:
-    """Yield the positions skipped before each salient weight, int64, for a few rows at a time."""
+    """Yield the positions skipped before each salient weight, int64, for a stretch of positions at a time."""
     offset, last = 0, -1
-    for (rows,) in row_chunks(salient):
-        positions = rows.flatten().nonzero().flatten() + offset
-        offset += rows.numel()
-        yield torch.diff(positions, prepend=positions.new_tensor([last])) - 1
-        last = int(positions[-1]) if len(positions) else last
+    for stretch in torch.split(salient.flatten(), AT_A_TIME):
+        positions = stretch.nonzero().flatten().add_(offset)
+        offset += stretch.numel()
+        if len(positions):
+            yield torch.diff(positions, prepend=positions.new_tensor([last])).sub_(1)
+            last = int(positions[-1])

@@ -118,14 +118,19 @@ class PartialBinarization(WeightQuantizer):
         rounder = ColumnRounder(levels, salient)
         bounds = column_blocks(len(columns), options.block_size)
         if options.compensate and statistics is not None:
-            compensate_columns(
-                columns, factor, bounds, lambda block: lambda place, column: rounder.round(block.start + place, column)
-            )
+            compensate_columns(columns, factor, bounds, lambda block: rounder.start(block.start, block.stop))
         else:
-            for number, column in enumerate(columns):
-                rounder.round(number, column)
+            _round_all(columns, bounds, rounder)
         del factor, columns
         return _assembled(rounder.codes.T.contiguous(), salient.T.contiguous(), stored, options)
+
+
+def _round_all(columns: Tensor, bounds: list[tuple[int, int]], rounder: ColumnRounder) -> None:
+    """Round every column [in, out] as it is."""
+    for start, stop in bounds:
+        round_column = rounder.start(start, stop)
+        for position, column in enumerate(columns[start:stop]):
+            round_column(position, column)
 
 
 def _denominators(factor: InverseFactor, options: Resolved) -> Tensor:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowbit import RoundColumn
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -46,7 +48,7 @@ def grid_zero_points(lowest: Tensor, steps: Tensor, high_bits: int) -> Tensor:
 
 
 class ColumnRounder:
-    """Rounds the columns of a matrix and keeps their codes.
+    """Rounds the columns of a matrix, block by block, and keeps their codes.
 
     The sign of a weight that equals the mean counts as +1, since the sign plane has no 0; the authors' code would put
     the mean itself there.
@@ -59,28 +61,39 @@ class ColumnRounder:
     def __init__(self, levels: Levels, salient: Tensor) -> None:
         self._levels = levels
         self._salient = salient
-        self._upper = levels.means + levels.scales  # [groups, out]
-        self._lower = levels.means - levels.scales  # [groups, out]
+        self._upper = (levels.means + levels.scales).unbind()  # [out] each
+        self._lower = (levels.means - levels.scales).unbind()
+        self._means = levels.means.unbind()
         # A weight divided by infinity is 0, which the zero point of a row of zeros stands for.
         self._divisors = levels.salient_scales.masked_fill(levels.salient_scales == 0, torch.inf)
-        self._largest = 2**levels.high_bits - 1
-        self._top_bit = 2 ** (levels.high_bits - 1)
+        self._highest = 2**levels.high_bits - 1 - levels.zero_points
         self.codes = torch.empty(salient.shape, dtype=torch.uint8, device=salient.device)
 
-    def round(self, column: int, weights: Tensor) -> Tensor:
-        """Round one column and keep its codes: the grid's for salient weights, for others the sign as top bit.
-
-        Args:
-            column: Its number.
-            weights: float32 [out].
+    def start(self, start: int, stop: int) -> RoundColumn:
+        """Begin the columns from `start` to `stop`, which must all be rounded before `codes` holds their codes.
 
         Returns:
-            What the codes stand for, float32 [out].
+            Rounds one column: (position in the block, weights float32 [out]) to what their codes stand for.
         """
-        levels, salient = self._levels, self._salient[column]
-        group = column // levels.group_columns
-        positive = weights >= levels.means[group]
-        low = torch.where(positive, self._upper[group], self._lower[group])
-        code = (weights / self._divisors).round_().add_(levels.zero_points).clamp_(0, self._largest)
-        self.codes[column] = torch.where(salient, code, positive * float(self._top_bit))
-        return torch.where(salient, code.sub_(levels.zero_points).mul_(levels.salient_scales), low)
+        levels, salient = self._levels, self._salient[start:stop].unbind()
+        shape = (stop - start, self._salient.shape[1])
+        signs = torch.empty(shape, dtype=torch.bool, device=self._divisors.device)
+        steps = torch.empty(shape, device=self._divisors.device)
+        lowest = -levels.zero_points
+
+        def round_column(position: int, weights: Tensor) -> Tensor:
+            group = (start + position) // levels.group_columns
+            sign = torch.ge(weights, self._means[group], out=signs[position])
+            step = torch.div(weights, self._divisors, out=steps[position]).round_().clamp_(lowest, self._highest)
+            low = torch.where(sign, self._upper[group], self._lower[group])
+            if position == shape[0] - 1:
+                self._keep(start, stop, signs, steps)
+            return torch.where(salient[position], step * levels.salient_scales, low)
+
+        return round_column
+
+    def _keep(self, start: int, stop: int, signs: Tensor, steps: Tensor) -> None:
+        """Keep a block's codes: the grid's for salient weights, for others the sign as top bit."""
+        top_bit = 2.0 ** (self._levels.high_bits - 1)
+        codes = torch.where(self._salient[start:stop], steps + self._levels.zero_points, signs * top_bit)
+        self.codes[start:stop] = codes

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowbit import row_chunks
+from lowbit_pbllm.chunks import column_chunks
 
 Selection = Literal["exact", "threshold"]
 Chunks = Callable[[], Iterator[Tensor]]
 
-HALF_BITS = 16
+DIGIT_BITS = 11  # three digits hold the 31 bits of a pattern without its sign
 
 
 def select_salient(
@@ -44,26 +44,36 @@ def select_salient(
 def kth_smallest(chunks: Chunks, index: int) -> tuple[Tensor, int]:
     """Return element number `index`, from 0, of the ascending order, and how many elements are smaller than it.
 
-    Non-negative floating-point numbers rank as their bit patterns do, so counting the upper and then the lower halves
-    of the patterns finds the element in two passes, without a sorted or even a whole copy.
+    Non-negative floating-point numbers rank as their bit patterns do, so counting the patterns by their leading bits,
+    then those that share these by the next ones, finds the element without a sorted or even a whole copy.
 
     Args:
         chunks: Called for each pass; yields the elements, float32 of any shape, none negative and none NaN.
         index: Below the number of elements.
     """
-    upper, below = _counted((_patterns(part) >> HALF_BITS for part in chunks()), index)
-    mask = 2**HALF_BITS - 1
-    within = (bits[bits >> HALF_BITS == upper] & mask for bits in map(_patterns, chunks()))
-    lower, below_within = _counted(within, index - below)
-    pattern = torch.tensor(upper << HALF_BITS | lower, dtype=torch.int32)
-    return pattern.view(torch.float32), below + below_within
+    prefix = below = 0
+    for shift in (2 * DIGIT_BITS, DIGIT_BITS, 0):
+        counts = sum(_counts(part.contiguous().view(torch.int32), prefix, shift) for part in chunks())
+        assert isinstance(counts, Tensor)
+        ends = counts.cumsum(0)
+        digit = int(torch.searchsorted(ends, index - below, right=True))
+        prefix = prefix << DIGIT_BITS | digit
+        below += int(ends[digit] - counts[digit])
+    return torch.tensor(prefix, dtype=torch.int32).view(torch.float32), below
+
+
+def _counts(patterns: Tensor, prefix: int, shift: int) -> Tensor:
+    """Count the patterns that begin with `prefix` by the digit that follows it, int64 [2^DIGIT_BITS]."""
+    digits = patterns >> shift
+    kept = digits[digits >> DIGIT_BITS == prefix] if shift < 2 * DIGIT_BITS else digits.flatten()
+    return torch.bincount(kept & 2**DIGIT_BITS - 1, minlength=2**DIGIT_BITS)
 
 
 def _select(weights: Tensor, divisors: Tensor, chosen: Tensor, low_frac: float, selection: Selection) -> None:
     """Fill `chosen`, bool [columns, out], for one group of columns."""
 
     def chunks() -> Iterator[Tensor]:
-        yield from (part.abs() / divisor for part, divisor in row_chunks(weights, divisors))
+        yield from (part.abs() / divisor for part, divisor in column_chunks(weights, divisors))
 
     total = weights.numel()
     wanted = round(low_frac * total)
@@ -74,22 +84,9 @@ def _select(weights: Tensor, divisors: Tensor, chosen: Tensor, low_frac: float, 
     threshold, below = kth_smallest(chunks, index)
     threshold = threshold.to(weights.device)
     spare = wanted - below  # weights equal to the threshold that are binarized
-    for saliency, (part,) in zip(chunks(), row_chunks(chosen), strict=True):
+    for saliency, (part,) in zip(chunks(), column_chunks(chosen), strict=True):
         torch.gt(saliency, threshold, out=part)
         if selection == "exact":
             equal = (saliency == threshold).flatten().nonzero().flatten()
             part.view(-1)[equal[max(spare, 0) :]] = True
             spare -= len(equal)
-
-
-def _patterns(values: Tensor) -> Tensor:
-    return values.contiguous().view(torch.int32).flatten()
-
-
-def _counted(keys: Iterator[Tensor], index: int) -> tuple[int, int]:
-    """Return key number `index` of the ascending order and how many are smaller; keys are int32 below 2^16."""
-    counts = sum(torch.bincount(part, minlength=2**HALF_BITS) for part in keys)
-    assert isinstance(counts, Tensor)
-    ends = counts.cumsum(0)
-    key = int(torch.searchsorted(ends, index, right=True))
-    return key, int(ends[key] - counts[key])

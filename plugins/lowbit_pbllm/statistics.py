@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowbit import row_chunks
+from lowbit_pbllm.chunks import column_chunks
 
 Statistics = Literal["masked", "biased"]
 
@@ -30,13 +30,13 @@ def binary_statistics(columns: Tensor, salient: Tensor, kind: Statistics) -> tup
     everything = kind == "biased"
     sums = torch.zeros(columns.shape[1], dtype=torch.float64, device=columns.device)
     counts = torch.zeros_like(sums)
-    for part, mask in row_chunks(columns, salient):
+    for part, mask in column_chunks(columns, salient):
         sums += part.masked_fill(mask, 0).sum(0, dtype=torch.float64)
         counts += len(part) if everything else len(part) - mask.sum(0)
     counts.clamp_min_(1)
     means = (sums / counts).float()
     deviations = torch.zeros_like(sums)
-    for part, mask in row_chunks(columns, salient):
+    for part, mask in column_chunks(columns, salient):
         if everything:
             distance = (part.masked_fill(mask, 0) - means).abs_()
         else:
