@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         row_chunks,
         to_groups,
     )
-    from lowbit.quantization.inverse_factor import InverseFactor, Precision, inverse_factor
+    from lowbit.quantization.inverse_factor import Factorization, InverseFactor, Precision, inverse_factor
     from lowbit.quantization.magnitude import unit_scale
     from lowbit.quantization.scale_dtype import ScaleDtype, storable_dtype
     from lowbit.recipe import Recipe
@@ -81,7 +81,7 @@ _HOMES = {
         "BlockError ColumnBlock RoundColumn column_blocks compensate_blocks compensate_columns working_copy"
     ),
     "lowbit.quantization.groups": "GroupSize from_groups group_lengths repeat_groups row_chunks to_groups",
-    "lowbit.quantization.inverse_factor": "InverseFactor Precision inverse_factor",
+    "lowbit.quantization.inverse_factor": "Factorization InverseFactor Precision inverse_factor",
     "lowbit.quantization.magnitude": "unit_scale",
     "lowbit.quantization.scale_dtype": "ScaleDtype storable_dtype",
     "lowbit.recipe": "Recipe",
@@ -96,6 +96,7 @@ __all__ = [
     "ColumnBlock",
     "DataAccess",
     "DenseWeight",
+    "Factorization",
     "FidelityConfig",
     "FormatSpec",
     "GroupSize",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +17,13 @@ from lowbit.quantization.magnitude import unit_scale
 from lowbit.quantization.triangular import flip_in_place, invert_lower_in_place
 
 Precision = Literal["float32", "float64"]
+Factorization = Literal["direct", "explicit"]
 
 SMALLEST_RAISED_DAMPING = 1e-4
 LARGEST_DAMPING = 1e4
 ROWS_AT_A_TIME = 256
+
+_Attempt = Callable[[Tensor, Tensor, float, torch.dtype], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,14 @@ def inverse_factor(
     damping: float = 0.01,
     activation_order: bool = False,
     precision: Precision = "float32",
+    factorization: Factorization = "direct",
 ) -> InverseFactor:
     """Factorize a layer's inverse Hessian (GPTQ, arXiv 2210.17323, step 3 of section 3.3).
 
-    H is reversed, factorized once as L L^T, and L inverted: its reversed inverse is U. The inverse Hessian itself is
-    never formed, which halves the work of inverting and factorizing again and needs memory for 1.25 n^2 numbers.
+    `direct`: H is reversed, factorized once as L L^T, and L inverted: its reversed inverse is U. The inverse Hessian
+    itself is never formed, which halves the work, keeps more digits and needs memory for 1.25 n^2 numbers.
+    `explicit`: H is factorized, inverted and factorized again, as the code of GPTQ and of its descendants does; only
+    its rounding errors differ, but those decide single weights, and every weight after them. It needs 2 n^2 numbers.
     Where the damped Hessian is not positive definite in floating point, damping is raised tenfold until it is, and
     a `QuantizationWarning` says so.
 
@@ -69,6 +76,7 @@ def inverse_factor(
         damping: Share of the mean diagonal that is added to the diagonal.
         activation_order: Order columns by falling diagonal of the Hessian ("act-order").
         precision: Of the factorization; float64 needs twice the memory.
+        factorization: Which of the two.
 
     Raises:
         ValueError: The statistics hold no Hessian, or it has values that are not finite.
@@ -86,7 +94,8 @@ def inverse_factor(
     if not bool(torch.isfinite(diagonal).all()):
         raise ValueError("the Hessian has values that are not finite")
     order = torch.argsort(diagonal, descending=True, stable=True) if activation_order else None
-    upper, used = _factorize(hessian, damping, order, precision)
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    upper, used = _factorize(hessian, damping, order, dtype, _direct if factorization == "direct" else _explicit)
     if used != damping:
         warnings.warn(
             f"the Hessian is not positive definite with damping {damping:g}; {used:g} was used", QuantizationWarning, 2
@@ -94,43 +103,56 @@ def inverse_factor(
     return InverseFactor(upper, diagonal == 0, order, used)
 
 
-def _factorize(hessian: Tensor, damping: float, order: Tensor | None, precision: Precision) -> tuple[Tensor, float]:
+def _factorize(
+    hessian: Tensor, damping: float, order: Tensor | None, dtype: torch.dtype, attempt: _Attempt
+) -> tuple[Tensor, float]:
     """Return U float32 [in, in] and the damping that made the factorization possible."""
+    columns = torch.arange(len(hessian), device=hessian.device) if order is None else order
     tried = damping
     while tried <= LARGEST_DAMPING:
-        upper = _try_factorize(hessian, tried, order, precision)
-        if upper is not None:
-            return upper, tried
+        upper = attempt(hessian, columns, tried, dtype)
+        if upper is not None and math.isfinite(float(upper.sum())):
+            return upper.float(), tried
         tried = max(10 * tried, SMALLEST_RAISED_DAMPING)
     raise ValueError(f"the Hessian cannot be factorized even with damping {LARGEST_DAMPING:g}")
 
 
-def _try_factorize(hessian: Tensor, damping: float, order: Tensor | None, precision: Precision) -> Tensor | None:
-    matrix = _reversed_copy(hessian, order, torch.float64 if precision == "float64" else torch.float32)
+def _direct(hessian: Tensor, columns: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
+    """Return U by one factorization of the reversed Hessian, or `None` where it is not positive definite."""
+    matrix = _damped_copy(hessian, columns.flip(0), damping, dtype)
+    info = torch.empty((), dtype=torch.int32, device=matrix.device)
+    # Only a matrix that is contiguous by columns is factorized without a copy: the transpose of this one.
+    torch.linalg.cholesky_ex(matrix.mT, upper=True, out=(matrix.mT, info))
+    return flip_in_place(invert_lower_in_place(matrix)) if _succeeded(matrix, info) else None
+
+
+def _explicit(hessian: Tensor, columns: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
+    """Return U by way of the inverse Hessian, or `None` where one of both is not positive definite."""
+    matrix, info = torch.linalg.cholesky_ex(_damped_copy(hessian, columns, damping, dtype))
+    if not _succeeded(matrix, info):
+        return None
+    matrix = torch.cholesky_inverse(matrix)
+    matrix, info = torch.linalg.cholesky_ex(matrix, upper=True)
+    return matrix if _succeeded(matrix, info) else None
+
+
+def _succeeded(factor: Tensor, info: Tensor) -> bool:
+    return int(info) == 0 and bool(torch.isfinite(factor.diagonal()).all())
+
+
+def _damped_copy(hessian: Tensor, columns: Tensor, damping: float, dtype: torch.dtype) -> Tensor:
+    """Return H in the order of `columns`, damped, divided by a power of four near its largest diagonal element.
+
+    The root of a power of four is a power of two, so the scale changes no digit of the factor. A dead column's
+    diagonal is 1 instead of 0.
+    """
+    scale = unit_scale(hessian.diagonal().sqrt()) ** 2
+    matrix = torch.empty(hessian.shape, dtype=dtype, device=hessian.device)
+    for start in range(0, len(matrix), ROWS_AT_A_TIME):
+        rows = hessian[columns[start : start + ROWS_AT_A_TIME]]
+        matrix[start : start + ROWS_AT_A_TIME] = rows[:, columns] / scale
     diagonal = matrix.diagonal()
-    mean = float(diagonal.mean())
+    mean = diagonal.mean()
     diagonal.masked_fill_(diagonal == 0, 1.0)
     diagonal.add_(damping * mean)
-    info = torch.empty((), dtype=torch.int32, device=matrix.device)
-    torch.linalg.cholesky_ex(matrix, out=(matrix, info))
-    if int(info) != 0 or not _finite(matrix.diagonal()):
-        return None
-    upper = flip_in_place(invert_lower_in_place(matrix)).float()
-    return upper if math.isfinite(float(upper.sum())) else None
-
-
-def _finite(values: Tensor) -> bool:
-    return bool(torch.isfinite(values).all())
-
-
-def _reversed_copy(hessian: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return H with rows and columns in reversed order, divided by a power of two near its largest diagonal."""
-    size = hessian.shape[0]
-    natural = torch.arange(size, device=hessian.device) if order is None else order
-    backwards = natural.flip(0)
-    scale = unit_scale(hessian.diagonal())
-    result = torch.empty(size, size, dtype=dtype, device=hessian.device)
-    for start in range(0, size, ROWS_AT_A_TIME):
-        rows = hessian[backwards[start : start + ROWS_AT_A_TIME]]
-        result[start : start + ROWS_AT_A_TIME] = rows[:, backwards] / scale
-    return result
+    return matrix

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lowbit import (
     ColumnBlock,
+    Factorization,
     FidelityConfig,
     GroupSize,
     InverseFactor,
@@ -45,8 +46,8 @@ class GPTQ(WeightQuantizer):
         """Options of GPTQ."""
 
         presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-            "paper": {"ranges": "fresh", "scale_dtype": "float16"},
-            "code": {"ranges": "stale", "scale_dtype": "float32"},
+            "paper": {"ranges": "fresh", "factorization": "direct", "scale_dtype": "float16"},
+            "code": {"ranges": "stale", "factorization": "explicit", "scale_dtype": "float32"},
         }
 
         bits: int = Field(2, ge=1, le=8, description="bits a weight")
@@ -62,12 +63,17 @@ class GPTQ(WeightQuantizer):
         block_size: int = Field(128, ge=1, description="columns whose errors reach later blocks together")
         damping: float = Field(0.01, ge=0, description="share of the Hessian's mean diagonal added to its diagonal")
         precision: Precision = Field("float32", description="of the Hessian's factorization")
+        factorization: Factorization | None = Field(
+            None, description="of the Hessian: at once, or by way of its inverse as the code does, with other rounding"
+        )
         scale_dtype: ScaleDtype | None = Field(None, description="stored dtype of the scales")
 
     def quantize(self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator) -> UniformWeight:
         """Quantize a matrix [out, in]; without statistics no error is compensated."""
         config = self.config.resolved()
-        factor = inverse_factor(statistics, weight.shape[1], config.damping, config.act_order, config.precision)
+        factor = inverse_factor(
+            statistics, weight.shape[1], config.damping, config.act_order, config.precision, config.factorization
+        )
         columns = working_copy(weight, factor)  # [in, out]
         run = _Rounding(config, weight, columns, factor)
         cuts = range(0, weight.shape[1], run.group_columns) if config.ranges == "fresh" else ()

@@ -13,6 +13,7 @@ from torch import Tensor
 from lowbit import (
     BlockError,
     ColumnBlock,
+    Factorization,
     FidelityConfig,
     LayerStatistics,
     Precision,
@@ -41,6 +42,7 @@ class BlockBinarizationConfig(FidelityConfig):
             "search_order": 1,
             "breakpoint": "max-fraction",
             "mean_shift": False,
+            "factorization": "direct",
             "scale_dtype": "float16",
         },
         "code": {
@@ -50,6 +52,7 @@ class BlockBinarizationConfig(FidelityConfig):
             "search_order": 2,
             "breakpoint": "percentile",
             "mean_shift": True,
+            "factorization": "explicit",
             "scale_dtype": "float32",
         },
     }
@@ -71,6 +74,9 @@ class BlockBinarizationConfig(FidelityConfig):
     block_comp: BlockError = Field("diagonal", description="how a block's error reaches later blocks")
     damping: float = Field(0.01, ge=0, description="share of the Hessian's mean diagonal added to its diagonal")
     precision: Precision = Field("float32", description="of the Hessian's factorization")
+    factorization: Factorization | None = Field(
+        None, description="of the Hessian: at once, or by way of its inverse as the code does, with other rounding"
+    )
     scale_dtype: ScaleDtype | None = Field(None, description="stored dtype of scales and means")
 
     @field_validator("col_range")
@@ -94,7 +100,9 @@ class BlockBinarizationQuantizer(WeightQuantizer):
     ) -> ResidualBinaryWeight:
         """Quantize a matrix [out, in]; without statistics no error is compensated."""
         config = self.config.resolved()
-        factor = inverse_factor(statistics, weight.shape[1], config.damping, precision=config.precision)
+        factor = inverse_factor(
+            statistics, weight.shape[1], config.damping, precision=config.precision, factorization=config.factorization
+        )
         unit = unit_scale(weight)
         done: list[ResidualBinaryWeight] = []
 

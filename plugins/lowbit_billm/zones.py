@@ -11,6 +11,8 @@ from torch import Tensor
 from lowbit import ColumnBlock, InverseFactor
 from lowbit_billm.search import best_break_point, best_column_count, break_point_candidates
 
+ROWS_AT_A_TIME = 256
+
 
 @dataclass(frozen=True)
 class Zones:
@@ -59,10 +61,16 @@ def _saliency(weight: Tensor, block: ColumnBlock, factor: InverseFactor, config:
     if config.saliency == "magnitude":
         return weight.contiguous()
     if config.saliency_denominator == "printed":
-        denominator = factor.inverse_diagonal()[block.start : block.stop]
+        denominator = _inverse_diagonal(factor, block)
     else:
         denominator = block.factor.diagonal()
     return weight.square().div_(denominator.square())
+
+
+def _inverse_diagonal(factor: InverseFactor, block: ColumnBlock) -> Tensor:
+    """Return the block's part of `factor.inverse_diagonal()` from its own columns of the factor alone."""
+    rows = torch.split(factor.upper[:, block.start : block.stop], ROWS_AT_A_TIME)
+    return torch.stack([part.square().sum(0) for part in rows]).sum(0)
 
 
 def _salient_columns(target: Tensor, saliency: Tensor, config: Any) -> Tensor:

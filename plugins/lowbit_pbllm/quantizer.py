@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lowbit import (
+    Factorization,
     FidelityConfig,
     GroupSize,
     InverseFactor,
@@ -67,12 +68,14 @@ class PartialBinarization(WeightQuantizer):
                 "statistics": "masked",
                 "saliency_denominator": "printed",
                 "selection": "exact",
+                "factorization": "direct",
                 "scale_dtype": "float16",
             },
             "code": {
                 "statistics": "biased",
                 "saliency_denominator": "trailing",
                 "selection": "threshold",
+                "factorization": "explicit",
                 "scale_dtype": "float32",
             },
         }
@@ -101,6 +104,9 @@ class PartialBinarization(WeightQuantizer):
         selection: Selection | None = Field(
             None, description="exactly low_frac of the weights, or all up to that element's threshold, it included"
         )
+        factorization: Factorization | None = Field(
+            None, description="of the Hessian: at once, or by way of its inverse as the code does, with other rounding"
+        )
         scale_dtype: ScaleDtype | None = Field(None, description="stored dtype of scales and means")
 
     def quantize(
@@ -108,7 +114,13 @@ class PartialBinarization(WeightQuantizer):
     ) -> PartialBinaryWeight | IndexedPartialBinaryWeight:
         """Quantize a matrix [out, in]; no random numbers are used."""
         options = self.config.resolved()
-        factor = inverse_factor(statistics, weight.shape[1], options.damping, precision=options.precision)
+        factor = inverse_factor(
+            statistics,
+            weight.shape[1],
+            options.damping,
+            precision=options.precision,
+            factorization=options.factorization,
+        )
         unit = unit_scale(weight)
         columns = working_copy(weight, factor).div_(unit)  # [in, out]
         salient = select_salient(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quantization.layers import correlated_inputs, gaussian, statistics_of
 from torch import Tensor
 
-from lowbit import LayerStatistics, QuantizationWarning, inverse_factor, unit_scale
+from lowbit import Factorization, LayerStatistics, Precision, QuantizationWarning, inverse_factor, unit_scale
 from lowbit.quantization.triangular import flip_in_place, invert_lower_in_place
 
 
@@ -25,11 +25,12 @@ def normalized(upper: Tensor) -> Tensor:
     return upper.double() / upper.double()[0, 0]
 
 
+@pytest.mark.parametrize("factorization", ["direct", "explicit"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("columns", [1, 2, 37, 300])
-def test_equals_the_definition(columns: int, precision: str) -> None:
+def test_equals_the_definition(columns: int, precision: Precision, factorization: Factorization) -> None:
     statistics = statistics_of(correlated_inputs(2 * columns + 5, columns))
-    found = inverse_factor(statistics, columns, 0.01, precision=precision)
+    found = inverse_factor(statistics, columns, 0.01, precision=precision, factorization=factorization)
     assert statistics.hessian is not None
     tolerance = 1e-4 if precision == "float32" else 1e-6
     expected = normalized(reference(statistics.hessian, 0.01))
@@ -73,10 +74,11 @@ def test_the_scale_of_the_inputs_does_not_matter(scale: float) -> None:
     assert torch.allclose(normalized(first.upper), normalized(second.upper), rtol=1e-3, atol=1e-5)
 
 
-def test_a_rank_deficient_hessian_without_damping_raises_it_and_says_so() -> None:
+@pytest.mark.parametrize("factorization", ["direct", "explicit"])
+def test_a_rank_deficient_hessian_without_damping_raises_it_and_says_so(factorization: Factorization) -> None:
     statistics = statistics_of(correlated_inputs(4, 30))
     with pytest.warns(QuantizationWarning, match="not positive definite with damping 0; "):
-        found = inverse_factor(statistics, 30, damping=0)
+        found = inverse_factor(statistics, 30, damping=0, factorization=factorization)
     assert found.damping > 0
     assert bool(torch.isfinite(found.upper).all())
 
