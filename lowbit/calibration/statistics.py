@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,28 +24,43 @@ STRIP_ROWS = 128
 class InputAccumulator:
     """Running sums over the tokens that entered a layer.
 
+    A Hessian is kept as a running mean over samples, in the order of operations of GPTQ's code, so that the sum does
+    not lose digits as it grows and its rounding errors are that code's.
+
     Args:
         need: Whether the full second-moment matrix is summed or only its diagonal.
         tokens: Tokens seen so far.
-        total: Sum of x x^T, float32 [in, in], or of x^2, float32 [in]; `None` before the first token.
+        unit: Tokens of the first sample, by which the running mean counts.
+        total: 2 * X^T X * unit / tokens, float32 [in, in], its upper part, or sum of x^2, float32 [in]; `None` before
+            the first token.
     """
 
     need: StatisticsNeed
     tokens: int = 0
+    unit: int = 0
     total: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """Add inputs [..., in]."""
         rows = x.detach().reshape(-1, x.shape[-1]).float()  # [tokens, in]
+        if not len(rows):
+            return
         if self.need is StatisticsNeed.HESSIAN:
-            if self.total is None:
-                self.total = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-            for strip in _strips(rows.shape[1]):
-                self.total[strip, strip.start :].addmm_(rows[:, strip].T, rows[:, strip.start :])
+            self._add_products(rows)
         else:
             squares = rows.square().sum(0)
             self.total = squares if self.total is None else self.total.add_(squares)
-        self.tokens += rows.shape[0]
+        self.tokens += len(rows)
+
+    def _add_products(self, rows: Tensor) -> None:
+        if self.total is None:
+            self.total = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+            self.unit = len(rows)
+        tokens = self.tokens + len(rows)
+        kept = self.tokens / tokens
+        scaled = rows * math.sqrt(2 / (tokens / self.unit))
+        for strip in _strips(rows.shape[1]):
+            self.total[strip, strip.start :].mul_(kept).add_(scaled[:, strip].T @ scaled[:, strip.start :])
 
     def finish(self) -> LayerStatistics | None:
         """Turn the sums into statistics, in place, or return `None` if no token was seen."""
@@ -53,8 +69,8 @@ class InputAccumulator:
         if self.need is StatisticsNeed.HESSIAN:
             for strip in _strips(self.total.shape[0]):
                 self.total[strip.stop :, strip] = self.total[strip, strip.stop :].T
-            second_moment = self.total.diagonal() / self.tokens
-            return LayerStatistics(self.tokens, second_moment, self.total.mul_(2 / self.tokens))
+            hessian = self.total.div_(self.unit)
+            return LayerStatistics(self.tokens, hessian.diagonal() / 2, hessian)
         return LayerStatistics(self.tokens, self.total.div_(self.tokens))
 
 
