@@ -10,7 +10,7 @@ from torch import Tensor
 from lowbit import unit_scale
 from lowbit_billm.alternating import refine_second
 from lowbit_billm.refinement import Refinement, plus_minus
-from lowbit_billm.search import CHUNK_ELEMENTS, break_point_candidates
+from lowbit_billm.search import break_point_candidates, rows_at_a_time
 from lowbit_billm.zones import Zones
 
 CandidateKind = Literal["max-fraction", "percentile"]
@@ -35,7 +35,7 @@ def salient_groups(zones: Zones, kind: CandidateKind, mean_shift: bool) -> Tenso
         return torch.zeros_like(values, dtype=torch.bool)
     candidates = break_point_candidates(used, 0, kind)
     errors = torch.zeros(len(candidates), dtype=torch.float64, device=values.device)
-    for rows in torch.split(values, _rows_at_a_time(values, candidates)):
+    for rows in torch.split(values, rows_at_a_time(len(candidates), values)):
         errors += _split_residual(rows, candidates, 2, mean_shift).square_().sum((1, 2), dtype=torch.float64)
     return values.abs() >= candidates[int(errors.argmin())]
 
@@ -64,7 +64,7 @@ def calibrated_split(zones: Zones, moments: Tensor, kind: CandidateKind, mean_sh
     within = products[rest][:, rest]
     candidates = break_point_candidates(values, salient.numel(), kind)
     errors = torch.zeros(len(candidates), dtype=torch.float64, device=values.device)
-    size = _rows_at_a_time(values, candidates)
+    size = rows_at_a_time(len(candidates), values)
     for rows, pulled in zip(torch.split(values, size), torch.split(pull, size), strict=True):
         residual = _split_residual(rows, candidates, 1, mean_shift)  # [candidates, rows, rest]
         errors += (residual @ within).add_(pulled).mul_(residual).sum((1, 2), dtype=torch.float64)
@@ -76,10 +76,6 @@ def _residual_of_second(values: Tensor, how: Refinement) -> Tensor:
     mean, first, second, signs = refine_second(values, torch.ones_like(values, dtype=torch.bool), how)
     signed = plus_minus(signs) * torch.stack([first, second]).unsqueeze(2)
     return values - mean.unsqueeze(1) - signed.sum(0)
-
-
-def _rows_at_a_time(values: Tensor, candidates: Tensor) -> int:
-    return max(1, CHUNK_ELEMENTS // (len(candidates) * max(1, values.shape[1])))
 
 
 def _split_residual(values: Tensor, candidates: Tensor, order: int, mean_shift: bool) -> Tensor:

@@ -7,10 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowbit import row_chunks
-
 CHUNK_ELEMENTS = 2**18
-"""Elements that are worked on at a time, all candidates together."""
+SPLIT_TENSORS = 16
+
+
+def rows_at_a_time(candidates: int, values: Tensor) -> int:
+    """Return how many rows to work on at a time, all candidates together.
+
+    A chunk stays in a core's cache and is no larger than the block itself, so that small layers need little memory too.
+    """
+    return max(1, min(CHUNK_ELEMENTS, values.numel()) // (candidates * max(1, values.shape[1])))
 
 
 def best_column_count(target: Tensor, counts: Tensor, order: Literal[1, 2], mean_shift: bool) -> int:
@@ -31,8 +37,7 @@ def best_column_count(target: Tensor, counts: Tensor, order: Literal[1, 2], mean
     parts = torch.stack([salient, ~salient], 2).float()  # [candidates, columns, 2]
     sizes = parts.sum(1, keepdim=True)  # [candidates, 1, 2]
     explained = torch.zeros(len(counts), dtype=torch.float64, device=target.device)
-    rows = max(1, CHUNK_ELEMENTS // (len(counts) * columns))
-    for chunk in torch.split(target, rows):
+    for chunk in torch.split(target, rows_at_a_time(len(counts), target)):
         explained += _explained(chunk, salient.unsqueeze(1), parts, sizes, order, mean_shift)
     return int(counts[int(explained.argmax())])
 
@@ -73,8 +78,9 @@ def best_break_point(values: Tensor, candidates: Tensor, mean_shift: bool) -> fl
         mean_shift: Whether the mean is subtracted first.
     """
     explained = torch.zeros(len(candidates), dtype=torch.float64, device=values.device)
-    for (rows,) in row_chunks(values):
-        explained += _explained_by_split(rows.double().sort(1).values, candidates.double(), mean_shift)
+    rows = max(1, min(8 * CHUNK_ELEMENTS, values.numel()) // (SPLIT_TENSORS * len(candidates)))
+    for chunk in torch.split(values, rows):
+        explained += _explained_by_split(chunk.double().sort(1).values, candidates.double(), mean_shift)
     return float(candidates[int(explained.argmax())])
 
 
