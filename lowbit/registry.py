@@ -139,7 +139,7 @@ class Registry:
         if self._manager.is_registered(plugin):
             return
         key = f"{source.distribution}:{source.plugin}"
-        source = replace(source, content=_content_of(plugin))
+        source = replace(source, content=content_of(plugin))
         try:
             self._manager.register(plugin, name=key)
             self._manager.check_pending()
@@ -301,9 +301,9 @@ def _file_source(path: Path) -> PluginSource:
     return PluginSource(path.stem, str(path), f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}")
 
 
-def _content_of(plugin: object) -> str:
-    """Hash a module's file, or every Python file of a package."""
-    location = getattr(plugin, "__file__", None)
+def content_of(module: object) -> str:
+    """Return the beginning of the sha256 of a module's file, or of every Python file of a package."""
+    location = getattr(module, "__file__", None)
     if not isinstance(location, str):
         return ""
     file = Path(location)

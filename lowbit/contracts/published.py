@@ -73,7 +73,8 @@ class PublishedCell(_Record):
     @property
     def identity(self) -> str:
         """What no two cells of a file share."""
-        parts = [self.model, self.method, self.options, self.tasks, self.metric, self.source, self.relation]
+        protocol = self.protocol.model_dump(exclude_none=True)
+        parts = [self.model, self.method, self.options, self.tasks, self.metric, self.source, self.relation, protocol]
         # Rows that lowbit cannot run differ in nothing but their label.
         return json.dumps([*parts, self.label if self.method is None else ""], sort_keys=True)
 

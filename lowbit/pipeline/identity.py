@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import lowbit.calibration
+import lowbit.quantization
 from lowbit.calibration import CalibrationTokens
-from lowbit.recipe import Recipe, canonical_sha256
-from lowbit.registry import PluginSource, Registry
+from lowbit.contracts import FidelityConfig
+from lowbit.recipe import Recipe, build_quantizer, canonical_sha256
+from lowbit.registry import PluginSource, Registry, content_of
 
 PACKAGES = ("lowbit", "torch", "transformers", "safetensors", "tokenizers")
 
@@ -31,6 +34,21 @@ def plugins_of(recipe: Recipe, registry: Registry) -> list[PluginSource]:
     used = [registry.source("weight quantizer", name) for name in sorted(filter(None, names))]
     packer = recipe.packer.name
     return used + ([registry.source("packer", packer)] if packer in registry.table("packer") else [])
+
+
+def core_contents() -> dict[str, str]:
+    """Return the content hashes of the core's rooms that decide the numbers of a checkpoint."""
+    return {module.__name__: content_of(module) for module in (lowbit.calibration, lowbit.quantization)}
+
+
+def resolved_options(recipe: Recipe, registry: Registry) -> dict[str, Any] | None:
+    """Return the options that the recipe's quantizer computes with, switches set by `fidelity` included."""
+    if recipe.quantizer is None:
+        return None
+    config = build_quantizer(registry, {"name": recipe.quantizer.name, **recipe.quantizer.options}).config
+    resolved = config.resolved() if isinstance(config, FidelityConfig) else config
+    options: dict[str, Any] = resolved.model_dump(mode="json")
+    return options
 
 
 def calibration_record(tokens: CalibrationTokens | None, seed: int) -> dict[str, Any] | None:
@@ -60,6 +78,8 @@ def run_signature(
         "recipe": part,
         "recipe_sha256": canonical_sha256(part),
         "calibration": calibration,
+        "options": resolved_options(recipe, registry),
         "versions": package_versions(),
+        "core": core_contents(),
         "plugins": plugin_versions(plugins_of(recipe, registry)),
     }

@@ -59,6 +59,7 @@ def inverse_factor(
     activation_order: bool = False,
     precision: Precision = "float32",
     factorization: Factorization = "direct",
+    device: torch.device | None = None,
 ) -> InverseFactor:
     """Factorize a layer's inverse Hessian (GPTQ, arXiv 2210.17323, step 3 of section 3.3).
 
@@ -77,6 +78,7 @@ def inverse_factor(
         activation_order: Order columns by falling diagonal of the Hessian ("act-order").
         precision: Of the factorization; float64 needs twice the memory.
         factorization: Which of the two.
+        device: Where U is made when there are no statistics; else it is where they are.
 
     Raises:
         ValueError: The statistics hold no Hessian, or it has values that are not finite.
@@ -87,7 +89,7 @@ def inverse_factor(
     if hessian is None or not bool(hessian.diagonal().any()):
         if hessian is not None:
             warnings.warn("every calibration input was zero; no error is compensated", QuantizationWarning, 2)
-        device = None if hessian is None else hessian.device
+        device = device if hessian is None else hessian.device
         alive = torch.zeros(columns, dtype=torch.bool, device=device)
         return InverseFactor(torch.eye(columns, device=device), alive, None, 0.0)
     diagonal = hessian.diagonal()

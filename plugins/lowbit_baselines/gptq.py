@@ -72,7 +72,13 @@ class GPTQ(WeightQuantizer):
         """Quantize a matrix [out, in]; without statistics no error is compensated."""
         config = self.config.resolved()
         factor = inverse_factor(
-            statistics, weight.shape[1], config.damping, config.act_order, config.precision, config.factorization
+            statistics,
+            weight.shape[1],
+            config.damping,
+            config.act_order,
+            config.precision,
+            config.factorization,
+            weight.device,
         )
         columns = working_copy(weight, factor)  # [in, out]
         run = _Rounding(config, weight, columns, factor)

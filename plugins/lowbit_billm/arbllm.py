@@ -14,9 +14,9 @@ from lowbit import unit_scale
 from lowbit_billm.alternating import binarize_alternating
 from lowbit_billm.calibrated import binarize_calibrated
 from lowbit_billm.format import ResidualBinaryWeight
-from lowbit_billm.frame import BlockBinarizationConfig, BlockBinarizationQuantizer
+from lowbit_billm.frame import BlockBinarizationConfig, BlockBinarizationQuantizer, rounded_to
 from lowbit_billm.groups import calibrated_split, salient_groups
-from lowbit_billm.refinement import BinaryGroup, Refinement, rounded_together
+from lowbit_billm.refinement import BinaryGroup, Refinement
 from lowbit_billm.row_column import binarize_row_column
 from lowbit_billm.zones import Zones
 
@@ -102,7 +102,7 @@ class ARBLLM(BlockBinarizationQuantizer):
     def binarize(self, weight: Tensor, zones: Zones, config: Any, moments: Tensor | None) -> ResidualBinaryWeight:
         """Refine one block; weights are worked on near 1, exactly rescaled by a power of two."""
         unit = unit_scale(weight)
-        how = _refinement(config, unit)
+        how = _refinement(config, unit, weight.abs().amax(1))
         sparse = zones.sparse
         if config.variant == "arb-x" and config.split_error == "outputs" and moments is not None:
             sparse = calibrated_split(zones, moments, config.breakpoint, config.mean_shift, how)
@@ -122,12 +122,14 @@ class ARBLLM(BlockBinarizationQuantizer):
         return _assembled(rest, salient, unit, config)
 
 
-def _refinement(config: Any, unit: float) -> Refinement:
+def _refinement(config: Any, unit: float, largest: Tensor) -> Refinement:
+    """Return how to refine a block: `unit` is what its weights were divided by, `largest` [out] each row's largest."""
+
     def stored(values: Tensor) -> Tensor:
-        return rounded_together(config.scale_dtype, values * unit) / unit
+        return rounded_to(config.scale_dtype, largest, values * unit) / unit
 
     def stored_columns(values: Tensor) -> Tensor:
-        return rounded_together(config.scale_dtype, values)
+        return rounded_to(config.scale_dtype, values.abs().amax() if values.numel() else values, values)
 
     return Refinement(
         iterations=config.iterations,

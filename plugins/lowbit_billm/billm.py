@@ -28,7 +28,7 @@ class BiLLM(BlockBinarizationQuantizer):
 
     def binarize(self, weight: Tensor, zones: Zones, config: Any, moments: Tensor | None) -> ResidualBinaryWeight:
         """Binarize one block in closed form; the Hessian has done its part in the zones."""
-        stored = partial(rounded_to, config.scale_dtype)
+        stored = partial(rounded_to, config.scale_dtype, weight.abs().amax(1))
         rest = ~zones.salient
         mean0, scale0 = first_order(weight, ~zones.sparse & rest, config.mean_shift, stored)
         mean1, scale1 = first_order(weight, zones.sparse, config.mean_shift, stored)

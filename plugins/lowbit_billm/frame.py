@@ -101,7 +101,12 @@ class BlockBinarizationQuantizer(WeightQuantizer):
         """Quantize a matrix [out, in]; without statistics no error is compensated."""
         config = self.config.resolved()
         factor = inverse_factor(
-            statistics, weight.shape[1], config.damping, precision=config.precision, factorization=config.factorization
+            statistics,
+            weight.shape[1],
+            config.damping,
+            precision=config.precision,
+            factorization=config.factorization,
+            device=weight.device,
         )
         unit = unit_scale(weight)
         done: list[ResidualBinaryWeight] = []
@@ -140,6 +145,12 @@ def _scales(block: ResidualBinaryWeight) -> tuple[Tensor, ...]:
     return block.scales, block.means, block.column_scales, block.salient_column_scales
 
 
-def rounded_to(dtype: ScaleDtype, values: Tensor) -> Tensor:
-    """Return float32 values as they will be stored; unchanged where the dtype would lose one of them."""
-    return values.to(storable_dtype(dtype, values)).float()
+def rounded_to(dtype: ScaleDtype, beside: Tensor, values: Tensor) -> Tensor:
+    """Return float32 values as they will be stored; unchanged where the dtype would lose one of them.
+
+    Args:
+        dtype: The dtype that was asked for.
+        beside: Largest magnitude of the weights that each value belongs to, broadcasting against the values.
+        values: Means or scales, float32.
+    """
+    return values.to(storable_dtype(dtype, values, beside=beside)).float()

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit import ScaleDtype, storable_dtype
 from lowbit_billm.binarize import Round
 
 SMALLEST_DENOMINATOR = 1e-30
 """Below it a least-squares denominator, of weights near 1, is nothing but underflow."""
-
-NEGLIGIBLE_SHARE = 2.0**-12
-"""Of the largest of values that belong together, an error below which no sum of them is changed in float16."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +92,3 @@ def ratio(numerator: Tensor, denominator: Tensor, epsilon: float) -> Tensor:
     raised = denominator + epsilon
     known = raised > SMALLEST_DENOMINATOR
     return torch.where(known, numerator / torch.where(known, raised, 1.0), 0.0)
-
-
-def rounded_together(dtype: ScaleDtype, values: Tensor) -> Tensor:
-    """Return float32 values as they will be stored; unchanged where the dtype would lose one of them.
-
-    A mean near 0, or the second scale of a group of one weight, may lose all its digits beside a scale that does not:
-    only an error above a share of the largest value that it is added to counts as a loss.
-
-    Args:
-        dtype: The dtype that was asked for.
-        values: Means and scales that add up, float32 [values, rows or columns].
-    """
-    rounded = values.to(getattr(torch, dtype)).float()
-    matters = (rounded - values).abs() > NEGLIGIBLE_SHARE * values.abs().amax(0)
-    return values if storable_dtype(dtype, values[matters]) == torch.float32 else rounded

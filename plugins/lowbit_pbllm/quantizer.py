@@ -33,7 +33,6 @@ from lowbit_pbllm.rounding import ColumnRounder, Levels, grid_steps, grid_zero_p
 from lowbit_pbllm.selection import Selection, select_salient
 from lowbit_pbllm.statistics import Statistics, binary_statistics
 
-NEGLIGIBLE = 2**-8
 Resolved = Any  # a `PartialBinarization.Config` whose switches are all set
 
 
@@ -120,6 +119,7 @@ class PartialBinarization(WeightQuantizer):
             options.damping,
             precision=options.precision,
             factorization=options.factorization,
+            device=weight.device,
         )
         unit = unit_scale(weight)
         columns = working_copy(weight, factor).div_(unit)  # [in, out]
@@ -187,9 +187,9 @@ def _levels(
 
 
 def _stored_dtype(wanted: ScaleDtype, steps: Tensor, means: Tensor, scales: Tensor) -> torch.dtype:
-    """Return the dtype to store levels in; what is negligible beside its mean or scale may lose its digits."""
-    least = NEGLIGIBLE * torch.maximum(means.abs(), scales)
-    return storable_dtype(wanted, steps, *(part.masked_fill(part.abs() < least, 0) for part in (means, scales)))
+    """Return the dtype to store levels in."""
+    levels = storable_dtype(wanted, means, scales, beside=torch.maximum(means.abs(), scales))
+    return torch.float32 if storable_dtype(wanted, steps) != levels else levels
 
 
 def _assembled(

@@ -21,13 +21,18 @@ from small_models import quantize
 METHOD = "hessian-rounding"
 
 
+def run(parent: Path, output: Path, tokens: Path) -> None:
+    """Quantize in this process."""
+    quantize(parent, output, METHOD, calibration={"source": str(tokens), "n_samples": 6, "seq_len": 32})
+
+
 def run_child(parent: Path, output: Path, tokens: Path) -> int:
     """Start a quantization in a fork; returns its process id."""
     child = os.fork()
     if child:
         return child
     try:
-        quantize(parent, output, METHOD, calibration={"source": str(tokens), "n_samples": 6, "seq_len": 32})
+        run(parent, output, tokens)
     except BaseException as error:
         print(repr(error), file=sys.stderr, flush=True)
         os._exit(1)
@@ -48,6 +53,8 @@ def hashes(folder: Path) -> dict[str, str]:
 def main(parent: Path, root: Path, tokens: Path, kills: int) -> None:
     """Print for each kill where it fell and what came of the run."""
     torch.set_num_threads(1)
+    # What is imported on the way is there for every fork then, and kills fall into work instead of imports.
+    run(parent, root / "imports", tokens)
     started = time.monotonic()
     assert finish(run_child(parent, root / "undisturbed", tokens)) == 0
     length = time.monotonic() - started

@@ -240,3 +240,11 @@ def test_bytes_follow_the_published_formula_less_the_shared_plane(
     packed = 8 * sum(tensor.nbytes for tensor in GenericPacker().pack(quantized).tensors.values())
     assert packed == formula - shared_plane - without_means + padding
     assert quantized.nominal_bits == pytest.approx(1 + salient / columns)
+
+
+@pytest.mark.parametrize("options", [{"mean_shift": True}, {"fidelity": "code", "scale_dtype": "float16"}])
+def test_a_mean_near_zero_does_not_turn_all_scales_into_float32(options: dict[str, Any]) -> None:
+    weight = gaussian(256, 256, seed=2)
+    assert (weight[:, :32].mean(1).abs() < 0.01).any()
+    quantized = billm(weight, None, **options)
+    assert quantized.scales.dtype == quantized.means.dtype == torch.float16

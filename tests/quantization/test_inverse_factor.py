@@ -149,3 +149,8 @@ def test_the_unit_scale_brings_the_largest_magnitude_between_one_and_two(largest
 
 def test_no_values_have_the_unit_scale_one() -> None:
     assert unit_scale(torch.empty(0, 3)) == 1
+
+
+def test_without_statistics_the_factor_is_made_where_the_weight_is() -> None:
+    found = inverse_factor(None, 5, device=torch.device("meta"))
+    assert found.upper.device.type == found.dead.device.type == "meta"
