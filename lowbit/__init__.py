@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     )
     from lowbit.quantization.inverse_factor import Factorization, InverseFactor, Precision, inverse_factor
     from lowbit.quantization.magnitude import unit_scale
+    from lowbit.quantization.parallel import map_chunks
     from lowbit.quantization.scale_dtype import ScaleDtype, storable_dtype
     from lowbit.recipe import Recipe
 
@@ -83,6 +84,7 @@ _HOMES = {
     "lowbit.quantization.groups": "GroupSize from_groups group_lengths repeat_groups row_chunks to_groups",
     "lowbit.quantization.inverse_factor": "Factorization InverseFactor Precision inverse_factor",
     "lowbit.quantization.magnitude": "unit_scale",
+    "lowbit.quantization.parallel": "map_chunks",
     "lowbit.quantization.scale_dtype": "ScaleDtype storable_dtype",
     "lowbit.recipe": "Recipe",
 }
@@ -135,6 +137,7 @@ __all__ = [
     "hookimpl",
     "inverse_factor",
     "load",
+    "map_chunks",
     "pack_bits",
     "quantize",
     "repeat_groups",

@@ -7,8 +7,14 @@ alpha1, whose levels are alpha2, 0, alpha1 + alpha2 and alpha1. The mirrored ori
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
 import torch
 from torch import Tensor
+
+LEAST_GAIN = 8
+"""Gains below so many rounding errors of a group's sum of squares count as none."""
 
 
 def assign_codes(weight: Tensor, alpha1: Tensor, alpha2: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,61 +52,111 @@ def squared_error(weight: Tensor, plane1: Tensor, plane2: Tensor, alpha1: Tensor
     return (weight - reconstruct(plane1, plane2, alpha1, alpha2)).square().sum(-1, keepdim=True)
 
 
-def grid_search(weight: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+def grid_search(weight: Tensor, candidates: int, orientations: Sequence[int] = (1,)) -> list[tuple[Tensor, Tensor]]:
     """Find the single scale s whose levels -s, 0, s, 2s give each group the smallest squared error.
 
     The candidates are fractions of the largest magnitude in the group, from 1/16 to 1; a half of it is the min-max
     scale, which is always among them.
 
     Args:
-        weight: [rows, groups, group_size], in the plain orientation.
+        weight: [rows, groups, group_size].
         candidates: How many scales to try.
+        orientations: 1 for the plain orientation, -1 for the mirrored levels s, 0, -s, -2s.
 
     Returns:
-        The best s and its squared error, each [rows, groups, 1].
+        For each orientation the best s and its squared error, each [rows, groups, 1].
     """
     largest = weight.abs().amax(-1, keepdim=True)  # [rows, groups, 1]
-    best_scale = largest / 2
-    best_error = torch.full_like(largest, torch.inf)
+    best = [(largest / 2, torch.full_like(largest, torch.inf)) for _ in orientations]
+    ratio, rounded, error = (torch.empty_like(weight) for _ in range(3))
     for fraction in [0.5, *torch.linspace(1 / 16, 1, candidates - 1).tolist()]:
         scale = largest * fraction
-        ratio = weight / scale.clamp_min(torch.finfo(weight.dtype).tiny)
-        error = (ratio - ratio.round().clamp_(-1, 2)).square_().sum(-1, keepdim=True) * scale.square()
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-    return best_scale, best_error
+        torch.div(weight, scale.clamp_min(torch.finfo(weight.dtype).tiny), out=ratio)
+        torch.round(ratio, out=rounded)
+        for index, orientation in enumerate(orientations):
+            torch.clamp(rounded, *((-1, 2) if orientation > 0 else (-2, 1)), out=error).sub_(ratio)
+            total = torch.linalg.vector_norm(error, dim=-1, keepdim=True).mul_(scale).square_()
+            before_scale, before = best[index]
+            better = total < before
+            best[index] = torch.where(better, scale, before_scale), torch.where(better, total, before)
+    return best
 
 
-def least_squares_scales(weight: Tensor, plane1: Tensor, plane2: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve the 2 x 2 normal equations of min ||w - alpha1 * b1 - alpha2 * b2||^2 in each group.
-
-    Where they are singular (a plane is empty, or both planes are equal) the result is NaN, which no order holds for.
+@dataclass(frozen=True)
+class PlaneSums:
+    """What least squares needs to know of the planes of each group, each [groups, 1].
 
     Args:
-        weight: [rows, groups, group_size].
-        plane1: bool, shaped like `weight`.
-        plane2: bool, shaped like `weight`.
-
-    Returns:
-        alpha1 and alpha2, each [rows, groups, 1].
+        count1: Ones of b1.
+        count2: Ones of b2.
+        both: Weights with both.
+        sum1: Sum of the weights with b1.
+        sum2: Sum of the weights with b2.
     """
-    first, second = plane1.to(weight.dtype), plane2.to(weight.dtype)
-    count1, count2 = first.sum(-1, keepdim=True), second.sum(-1, keepdim=True)
-    both = (first * second).sum(-1, keepdim=True)
-    sum1, sum2 = (first * weight).sum(-1, keepdim=True), (second * weight).sum(-1, keepdim=True)
-    determinant = count1 * count2 - both.square()
-    determinant = torch.where(determinant > 0, determinant, torch.nan)
-    alpha1 = (count2 * sum1 - both * sum2) / determinant
-    alpha2 = (count1 * sum2 - both * sum1) / determinant
-    return alpha1, alpha2
+
+    count1: Tensor
+    count2: Tensor
+    both: Tensor
+    sum1: Tensor
+    sum2: Tensor
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """Solve the 2 x 2 normal equations of min ||w - alpha1 * b1 - alpha2 * b2||^2 in each group.
+
+        Where they are singular (a plane is empty, or both planes are equal) the result is NaN, which no order holds
+        for.
+        """
+        determinant = self.count1 * self.count2 - self.both.square()
+        determinant = torch.where(determinant > 0, determinant, torch.nan)
+        alpha1 = (self.count2 * self.sum1 - self.both * self.sum2) / determinant
+        alpha2 = (self.count1 * self.sum2 - self.both * self.sum1) / determinant
+        return alpha1, alpha2
+
+    def explained(self, alpha1: Tensor, alpha2: Tensor) -> Tensor:
+        """Return by how much alpha1 * b1 + alpha2 * b2 lowers the squared error below the sum of squares."""
+        linear = alpha1 * self.sum1 + alpha2 * self.sum2
+        quadratic = alpha1.square() * self.count1 + alpha2.square() * self.count2 + 2 * alpha1 * alpha2 * self.both
+        return 2 * linear - quadratic
+
+
+def plane_sums(weight: Tensor, alpha1: Tensor, alpha2: Tensor) -> PlaneSums:
+    """Return the sums over the nearest-level planes.
+
+    The planes follow from three thresholds: b2 below alpha2 / 2, b1 from (alpha1 + alpha2) / 2 on, and b2 there too up
+    to alpha1 + alpha2 / 2. Floating-point arithmetic saturates to 0 or 1 several times faster than it compares.
+
+    Args:
+        weight: [groups, group_size], in the plain orientation.
+        alpha1: [groups, 1].
+        alpha2: [groups, 1].
+    """
+    steep = torch.finfo(weight.dtype).max ** 0.9
+    above, ones = torch.empty_like(weight), torch.empty_like(weight)
+
+    def beyond(threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """Return number and sum of the weights above a threshold, each [groups, 1]."""
+        torch.sub(weight, threshold, out=above)
+        count = torch.mul(above, steep, out=ones).clamp_(0, 1).sum(-1, keepdim=True)
+        return count, above.clamp_min_(0).sum(-1, keepdim=True) + threshold * count
+
+    count_low, sum_low = beyond(alpha2 / 2)
+    count_high, sum_high = beyond((alpha1 + alpha2) / 2)
+    count_top, sum_top = beyond(alpha1 + alpha2 / 2)
+    both = count_high - count_top
+    return PlaneSums(
+        count1=count_high,
+        count2=weight.shape[-1] - count_low + both,
+        both=both,
+        sum1=sum_high,
+        sum2=weight.sum(-1, keepdim=True) - sum_low + sum_high - sum_top,
+    )
 
 
 def alternate(weight: Tensor, alpha1: Tensor, alpha2: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """Alternate nearest-level codes and least-squares scales; no group's error ever rises.
 
-    Where new scales would break the order of the levels, or do not lower the error, the old pair stays and the group is
-    done; later rounds work on the other groups only.
+    Where new scales would break the order of the levels, or do not lower the error by more than rounding, the old pair
+    stays and the group is done; later rounds work on the other groups only.
 
     Args:
         weight: [rows, groups, group_size], in the plain orientation.
@@ -114,17 +170,20 @@ def alternate(weight: Tensor, alpha1: Tensor, alpha2: Tensor, iterations: int) -
     shape = alpha1.shape
     active = weight.flatten(0, 1)  # [active groups, group_size]
     first, second = alpha1.reshape(-1, 1).clone(), alpha2.reshape(-1, 1).clone()  # [all groups, 1]
-    plane1, plane2 = assign_codes(active, first, second)
-    error = squared_error(active, plane1, plane2, first, second)  # [all groups, 1]
-    places = torch.arange(len(error), device=weight.device)
+    sums = plane_sums(active, first, second)
+    explained = sums.explained(first, second)
+    least_gain = LEAST_GAIN * torch.finfo(weight.dtype).eps * active.square().sum(-1, keepdim=True)
+    places = torch.arange(len(active), device=weight.device)
     for _ in range(iterations):
-        new1, new2 = least_squares_scales(active, plane1, plane2)
-        usable = is_ordered(new1, new2)
-        plane1, plane2 = assign_codes(active, new1, new2)
-        new_error = squared_error(active, plane1, plane2, new1, new2)
-        better = (usable & (new_error < error[places])).squeeze(-1)
-        if not bool(better.any()):
+        new1, new2 = sums.scales()
+        sums = plane_sums(active, new1, new2)
+        now = sums.explained(new1, new2)
+        better = (is_ordered(new1, new2) & (now - explained > least_gain)).squeeze(-1)
+        kept = better.nonzero().squeeze(-1)
+        if not len(kept):
             break
-        places, active, plane1, plane2 = places[better], active[better], plane1[better], plane2[better]
-        first[places], second[places], error[places] = new1[better], new2[better], new_error[better]
-    return first.reshape(shape), second.reshape(shape), error.reshape(shape)
+        places, active, explained, least_gain = places[kept], active[kept], now[kept], least_gain[kept]
+        first[places], second[places] = new1[kept], new2[kept]
+        sums = PlaneSums(*(getattr(sums, field.name)[kept] for field in fields(sums)))
+    alpha1, alpha2 = first.reshape(shape), second.reshape(shape)
+    return alpha1, alpha2, squared_error(weight, *assign_codes(weight, alpha1, alpha2), alpha1, alpha2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -14,12 +16,13 @@ from lowbit import (
     ScaleDtype,
     WeightQuantizer,
     from_groups,
+    map_chunks,
     row_chunks,
     storable_dtype,
     to_groups,
 )
 from lowbit_dbllm.format import DualBinaryWeight
-from lowbit_dbllm.levels import alternate, assign_codes, grid_search, is_ordered, squared_error
+from lowbit_dbllm.levels import alternate, assign_codes, grid_search, is_ordered
 
 Orientation = Literal["positive", "negative", "per-group"]
 
@@ -48,12 +51,12 @@ class FlexibleDualBinarization(WeightQuantizer):
         self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
     ) -> DualBinaryWeight:
         """Quantize a matrix [out, in]; neither statistics nor random numbers are used."""
-        fitted = [self._fit(to_groups(rows, self.config.group_size)) for (rows,) in row_chunks(weight)]
+        fitted = map_chunks(lambda rows: self._fit(to_groups(rows, self.config.group_size)), row_chunks(weight))
         alpha1 = torch.cat([pair[0] for pair in fitted])  # [out, groups]
         alpha2 = torch.cat([pair[1] for pair in fitted])  # [out, groups]
         dtype = _ordered_dtype(self.config.scale_dtype, alpha1, alpha2)
         alpha1, alpha2 = alpha1.to(dtype), alpha2.to(dtype)
-        planes = [_codes(self.config.group_size, *chunk) for chunk in row_chunks(weight, alpha1, alpha2)]
+        planes = map_chunks(partial(_codes, self.config.group_size), row_chunks(weight, alpha1, alpha2))
         return DualBinaryWeight(
             plane1=torch.cat([pair[0] for pair in planes]),
             plane2=torch.cat([pair[1] for pair in planes]),
@@ -65,23 +68,26 @@ class FlexibleDualBinarization(WeightQuantizer):
     def _fit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Return both scales [rows, groups] of groups [rows, groups, group_size], signed by their orientation."""
         signs = {"positive": (1,), "negative": (-1,), "per-group": (1, -1)}[self.config.orientation]
-        best1, best2, best_error = self._fit_oriented(groups * signs[0])
+        starts = self._start(groups, signs)
+        best1, best2, best_error = self._fit_oriented(groups * signs[0], starts[0])
         best1, best2 = best1 * signs[0], best2 * signs[0]
-        for sign in signs[1:]:
-            alpha1, alpha2, error = self._fit_oriented(groups * sign)
+        for sign, start in zip(signs[1:], starts[1:], strict=True):
+            alpha1, alpha2, error = self._fit_oriented(groups * sign, start)
             better = error < best_error
             best1, best2 = torch.where(better, alpha1 * sign, best1), torch.where(better, alpha2 * sign, best2)
             best_error = torch.where(better, error, best_error)
         return best1.squeeze(-1), best2.squeeze(-1)
 
-    def _fit_oriented(self, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return alpha1, alpha2 and the squared error in the plain orientation, each [rows, groups, 1]."""
+    def _start(self, groups: Tensor, signs: Sequence[int]) -> list[Tensor]:
+        """Return the s [rows, groups, 1] to start from in each orientation."""
         if self.config.scale_init == "minmax":
-            scale = groups.abs().amax(-1, keepdim=True) / 2
-            codes = assign_codes(groups, 2 * scale, -scale)
-            return 2 * scale, -scale, squared_error(groups, *codes, 2 * scale, -scale)
-        scale, _ = grid_search(groups, self.config.grid_candidates)
-        return alternate(groups, 2 * scale, -scale, self.config.iterations)
+            return [groups.abs().amax(-1, keepdim=True) / 2] * len(signs)
+        return [scale for scale, _ in grid_search(groups, self.config.grid_candidates, signs)]
+
+    def _fit_oriented(self, groups: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return alpha1, alpha2 and the squared error in the plain orientation, each [rows, groups, 1]."""
+        iterations = self.config.iterations if self.config.scale_init == "mse" else 0
+        return alternate(groups, 2 * scale, -scale, iterations)
 
 
 def _ordered_dtype(wanted: ScaleDtype, alpha1: Tensor, alpha2: Tensor) -> torch.dtype:

@@ -60,7 +60,7 @@ def test_the_best_single_scale_is_1_04_standard_deviations(gaussian: Tensor) -> 
 
 
 def test_grid_search_finds_the_best_single_scale(gaussian: Tensor) -> None:
-    scale, error = grid_search(gaussian.reshape(1, 1, -1), 200)
+    ((scale, error),) = grid_search(gaussian.reshape(1, 1, -1), 200)
     assert scale.item() == pytest.approx(1.04, abs=0.04)
     assert error.item() / gaussian.numel() == pytest.approx(0.150, abs=0.002)
 

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowbit_dbllm import DualBinaryWeight
 from lowbit_dbllm.levels import (
+    PlaneSums,
     alternate,
     assign_codes,
     grid_search,
     is_ordered,
-    least_squares_scales,
+    plane_sums,
     reconstruct,
     squared_error,
 )
@@ -132,7 +133,7 @@ def test_grid_search_equals_brute_force_over_its_candidates(values: list[float],
     for fraction in [0.5, *torch.linspace(1 / 16, 1, candidates - 1).tolist()]:
         s = largest * fraction
         errors[s] = sum(min((value - level) ** 2 for level in (-s, 0, s, 2 * s)) for value in values)
-    scale, error = grid_search(weight, candidates)
+    ((scale, error),) = grid_search(weight, candidates)
     assert error.item() == pytest.approx(min(errors.values()), rel=1e-9, abs=1e-15)
     assert errors[min(errors, key=lambda s: abs(s - scale.item()))] == pytest.approx(error.item(), rel=1e-9, abs=1e-15)
 
@@ -142,7 +143,7 @@ def test_grid_search_is_never_worse_than_the_min_max_scale() -> None:
     half = weight.abs().amax(-1, keepdim=True) / 2
     minmax = squared_error(weight, *assign_codes(weight, 2 * half, -half), 2 * half, -half)
     for candidates in (2, 3, 32):
-        assert bool((grid_search(weight, candidates)[1] <= minmax * (1 + 1e-12)).all())
+        assert bool((grid_search(weight, candidates)[0][1] <= minmax * (1 + 1e-12)).all())
 
 
 def lstsq(weight: Tensor, plane1: Tensor, plane2: Tensor) -> Tensor:
@@ -151,10 +152,16 @@ def lstsq(weight: Tensor, plane1: Tensor, plane2: Tensor) -> Tensor:
     return solution.squeeze(-1)  # [rows, groups, 2]
 
 
+def sums_of(weight: Tensor, plane1: Tensor, plane2: Tensor) -> PlaneSums:
+    first, second = plane1.to(weight.dtype), plane2.to(weight.dtype)
+    pairs = (first, second, first * second, first * weight, second * weight)
+    return PlaneSums(*(values.sum(-1, keepdim=True) for values in pairs))
+
+
 def test_least_squares_scales_equal_lapack() -> None:
     weight = gaussian_groups()
     plane1, plane2 = assign_codes(weight, torch.full((40, 2, 1), 2.0), torch.full((40, 2, 1), -1.0))
-    alpha1, alpha2 = least_squares_scales(weight, plane1, plane2)
+    alpha1, alpha2 = sums_of(weight, plane1, plane2).scales()
     assert torch.allclose(torch.cat([alpha1, alpha2], -1), lstsq(weight, plane1, plane2), rtol=1e-10, atol=1e-12)
 
 
@@ -164,7 +171,34 @@ def test_least_squares_scales_equal_lapack() -> None:
 )
 def test_singular_normal_equations_give_nan(plane1: list[int], plane2: list[int]) -> None:
     planes = [torch.tensor([[plane]], dtype=torch.bool) for plane in (plane1, plane2)]
-    assert all(scale.isnan().all() for scale in least_squares_scales(grouped([1.0, 2.0, 3.0]), *planes))
+    assert all(scale.isnan().all() for scale in sums_of(grouped([1.0, 2.0, 3.0]), *planes).scales())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("magnitude", [1e-9, 1.0, 1e9])
+def test_sums_by_thresholds_are_the_sums_over_the_planes(magnitude: float, dtype: torch.dtype) -> None:
+    weight = (gaussian_groups() * magnitude).to(dtype).flatten(0, 1)
+    alpha1, alpha2 = (
+        torch.full((80, 1), 1.3 * magnitude, dtype=dtype),
+        torch.full((80, 1), -0.6 * magnitude, dtype=dtype),
+    )
+    planes = assign_codes(weight, alpha1, alpha2)
+    found, expected = plane_sums(weight, alpha1, alpha2), sums_of(weight, *planes)
+    for name in ("count1", "count2", "both"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    for name in ("sum1", "sum2"):
+        assert torch.allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5 * magnitude)
+    explained = weight.square().sum(-1, keepdim=True) - squared_error(weight, *planes, alpha1, alpha2)
+    assert torch.allclose(found.explained(alpha1, alpha2), explained, rtol=1e-4, atol=1e-4 * magnitude**2)
+
+
+def test_the_mirrored_orientation_is_the_plain_one_of_the_negative_weights() -> None:
+    weight = gaussian_groups()
+    both = grid_search(weight, 32, (1, -1))
+    for (scale, error), oriented in zip(both, (weight, -weight), strict=True):
+        ((alone, alone_error),) = grid_search(oriented, 32)
+        assert torch.equal(scale, alone)
+        assert torch.equal(error, alone_error)
 
 
 @given(st.lists(finite, min_size=1, max_size=40), ordered_scales(), st.integers(0, 12))
@@ -186,7 +220,7 @@ def test_alternation_never_raises_the_error_and_keeps_the_order(
 
 def test_each_group_alternates_as_if_it_were_alone() -> None:
     weight = gaussian_groups(rows=6)
-    scale, _ = grid_search(weight, 32)
+    ((scale, _),) = grid_search(weight, 32)
     together = alternate(weight, 2 * scale, -scale, 20)
     for row in range(6):
         alone = alternate(weight[row : row + 1], 2 * scale[row : row + 1], -scale[row : row + 1], 20)
@@ -195,7 +229,7 @@ def test_each_group_alternates_as_if_it_were_alone() -> None:
 
 def test_the_fixed_point_solves_the_normal_equations() -> None:
     weight = gaussian_groups(rows=100)
-    scale, _ = grid_search(weight, 32)
+    ((scale, _),) = grid_search(weight, 32)
     alpha1, alpha2, _ = alternate(weight, 2 * scale, -scale, 1000)
     solution = lstsq(weight, *assign_codes(weight, alpha1, alpha2))
     ordered = is_ordered(solution[..., :1], solution[..., 1:])
