@@ -17,12 +17,14 @@ from lowbit import (
     WeightQuantizer,
     from_groups,
     map_chunks,
-    row_chunks,
     storable_dtype,
     to_groups,
 )
 from lowbit_dbllm.format import DualBinaryWeight
 from lowbit_dbllm.levels import alternate, assign_codes, grid_search, is_ordered
+
+CHUNK_ELEMENTS = 2**19
+LEAST_CHUNKS = 8
 
 Orientation = Literal["positive", "negative", "per-group"]
 
@@ -51,12 +53,12 @@ class FlexibleDualBinarization(WeightQuantizer):
         self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
     ) -> DualBinaryWeight:
         """Quantize a matrix [out, in]; neither statistics nor random numbers are used."""
-        fitted = map_chunks(lambda rows: self._fit(to_groups(rows, self.config.group_size)), row_chunks(weight))
+        fitted = map_chunks(lambda rows: self._fit(to_groups(rows, self.config.group_size)), _chunks(weight))
         alpha1 = torch.cat([pair[0] for pair in fitted])  # [out, groups]
         alpha2 = torch.cat([pair[1] for pair in fitted])  # [out, groups]
         dtype = _ordered_dtype(self.config.scale_dtype, alpha1, alpha2)
         alpha1, alpha2 = alpha1.to(dtype), alpha2.to(dtype)
-        planes = map_chunks(partial(_codes, self.config.group_size), row_chunks(weight, alpha1, alpha2))
+        planes = map_chunks(partial(_codes, self.config.group_size), _chunks(weight, alpha1, alpha2))
         return DualBinaryWeight(
             plane1=torch.cat([pair[0] for pair in planes]),
             plane2=torch.cat([pair[1] for pair in planes]),
@@ -88,6 +90,12 @@ class FlexibleDualBinarization(WeightQuantizer):
         """Return alpha1, alpha2 and the squared error in the plain orientation, each [rows, groups, 1]."""
         iterations = self.config.iterations if self.config.scale_init == "mse" else 0
         return alternate(groups, 2 * scale, -scale, iterations)
+
+
+def _chunks(weight: Tensor, *others: Tensor) -> list[tuple[Tensor, ...]]:
+    """Split into rows for threads to work on: large, for the many steps on small groups, yet a part of the layer."""
+    rows = max(1, min(CHUNK_ELEMENTS, weight.numel() // LEAST_CHUNKS) // max(1, weight.shape[1]))
+    return list(zip(*(torch.split(tensor, rows) for tensor in (weight, *others)), strict=True))
 
 
 def _ordered_dtype(wanted: ScaleDtype, alpha1: Tensor, alpha2: Tensor) -> torch.dtype:
