@@ -18,6 +18,9 @@ if TYPE_CHECKING:
         Codes,
         DataAccess,
         DenseWeight,
+        DistillationBatch,
+        DistillationLoss,
+        DistillationSettings,
         FidelityConfig,
         FormatSpec,
         Indices,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
         Method,
         PackedWeight,
         Packer,
+        Parametrization,
         PublishedCell,
         PublishedFile,
         PublishedProtocol,
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
         StatisticsNeed,
         Support,
         TensorLayout,
+        TokenLoss,
+        TrainingStep,
         WeightQuantizer,
         Workload,
     )
@@ -69,9 +75,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "lowbit.contracts": (
-        "Bits CalibrationSource Codes DataAccess DenseWeight FidelityConfig FormatSpec Indices Kernel "
-        "LayerReport LayerStatistics Method PackedWeight Packer PublishedCell PublishedFile PublishedProtocol "
-        "PublishedResults QuantizedBlock QuantizedWeight Scales StatisticsNeed Support TensorLayout "
+        "Bits CalibrationSource Codes DataAccess DenseWeight DistillationBatch DistillationLoss "
+        "DistillationSettings FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics Method "
+        "PackedWeight Packer Parametrization PublishedCell PublishedFile PublishedProtocol PublishedResults "
+        "QuantizedBlock QuantizedWeight Scales StatisticsNeed Support TensorLayout TokenLoss TrainingStep "
         "WeightQuantizer Workload"
     ),
     "lowbit.errors": "LowbitError QuantizationWarning",
@@ -98,6 +105,9 @@ __all__ = [
     "ColumnBlock",
     "DataAccess",
     "DenseWeight",
+    "DistillationBatch",
+    "DistillationLoss",
+    "DistillationSettings",
     "Factorization",
     "FidelityConfig",
     "FormatSpec",
@@ -111,6 +121,7 @@ __all__ = [
     "Method",
     "PackedWeight",
     "Packer",
+    "Parametrization",
     "Precision",
     "PublishedCell",
     "PublishedFile",
@@ -126,6 +137,8 @@ __all__ = [
     "StatisticsNeed",
     "Support",
     "TensorLayout",
+    "TokenLoss",
+    "TrainingStep",
     "WeightQuantizer",
     "Workload",
     "bench",

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lowbit.contracts import (
         CalibrationSource,
+        DistillationLoss,
         Kernel,
         Method,
         Packer,
         PublishedFile,
         QuantizedBlock,
         QuantizedWeight,
+        TrainingStep,
         WeightQuantizer,
         Workload,
     )
@@ -42,6 +46,20 @@ class RegistrationHooks:
 
         Returns:
             Subclasses of `WeightQuantizer`.
+        """
+        yield from ()
+
+    @hookspec
+    def lowbit_distillation_losses(self) -> Iterable[type[DistillationLoss]]:
+        """Yield losses that a student is trained with.
+
+        Example:
+            @hookimpl
+            def lowbit_distillation_losses():
+                yield Agreement
+
+        Returns:
+            Subclasses of `DistillationLoss`.
         """
         yield from ()
 
@@ -171,6 +189,16 @@ class EventHooks:
         """
 
     @hookspec
+    def lowbit_distillation_step(self, step: TrainingStep) -> None:
+        """An optimizer step of block-wise reconstruction or of distillation was taken.
+
+        Example:
+            @hookimpl
+            def lowbit_distillation_step(step):
+                tracker.log({"loss": step.loss}, step=step.step)
+        """
+
+    @hookspec
     def lowbit_run_finished(self, result: Mapping[str, Any]) -> None:
         """A method of a bench ended well; `result` is what its result file holds under the key `lowbit`.
 
@@ -204,6 +232,28 @@ class DiagnosticHooks:
                 if not isinstance(quantized, SignWeight):
                     return {}
                 return {"positive share": quantized.signs.float().mean().item()}
+
+        Returns:
+            Numbers by name.
+        """
+        return {}
+
+    @hookspec
+    def lowbit_output_diagnostics(
+        self, quantized: QuantizedWeight, weight: Tensor, inputs: Tensor
+    ) -> Mapping[str, float]:
+        """Return numbers about a trained weight's outputs; empty for formats that are not yours.
+
+        Example:
+            @hookimpl
+            def lowbit_output_diagnostics(quantized, weight, inputs):
+                error = inputs @ (quantized.dequantize() - weight).T  # [tokens, out]
+                return {"output error": error.square().mean().item()}
+
+        Args:
+            quantized: The weight after training.
+            weight: The parent's matrix, float32 [out, in].
+            inputs: What enters the layer in the trained model, float32 [tokens, in].
 
         Returns:
             Numbers by name.

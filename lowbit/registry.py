@@ -25,6 +25,7 @@ from lowbit.hookspecs import HOOK_GROUPS
 if TYPE_CHECKING:
     from lowbit.contracts import (
         CalibrationSource,
+        DistillationLoss,
         Kernel,
         Method,
         Packer,
@@ -194,6 +195,11 @@ class Registry:
         found: type[CalibrationSource] = self._look_up("calibration source", name)
         return found
 
+    def distillation_loss(self, name: str) -> type[DistillationLoss]:
+        """Return the distillation loss of that name."""
+        found: type[DistillationLoss] = self._look_up("distillation loss", name)
+        return found
+
     def published_file(self, paper: str) -> PublishedFile:
         """Return the file of the results that were published under a paper's name."""
         found: PublishedFile = self._look_up("paper", paper)
@@ -269,6 +275,7 @@ def _require_name(item: Any, attribute: str, source: PluginSource) -> str:
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "weight quantizer": ("lowbit_weight_quantizers", "name"),
+    "distillation loss": ("lowbit_distillation_losses", "name"),
     "format": ("lowbit_formats", "format"),
     "packer": ("lowbit_packers", "name"),
     "kernel": ("lowbit_kernels", "name"),

@@ -1,6 +1,7 @@
 """What a plugin implements and what passes between the rooms of lowbit."""
 
 from lowbit.contracts.calibration import CalibrationSource, DataAccess
+from lowbit.contracts.distillation import DistillationBatch, DistillationLoss, TokenLoss
 from lowbit.contracts.engine import ActivationWriter, BlockStore, LayerReport, QuantizedBlock, RunEvents
 from lowbit.contracts.fidelity import FidelityConfig
 from lowbit.contracts.fields import Bits, Codes, Field, FormatSpec, Indices, Scales, declared_fields
@@ -8,9 +9,19 @@ from lowbit.contracts.formats import DenseWeight, QuantizedWeight
 from lowbit.contracts.kernel import Kernel, Support, Workload
 from lowbit.contracts.method import Method
 from lowbit.contracts.packing import PackedWeight, Packer, TensorLayout
+from lowbit.contracts.parametrization import Parametrization
 from lowbit.contracts.published import PublishedCell, PublishedFile, PublishedProtocol, PublishedResults
 from lowbit.contracts.quantizer import WeightQuantizer
 from lowbit.contracts.statistics import LayerStatistics, StatisticsNeed
+from lowbit.contracts.training import (
+    DistillationSettings,
+    GenerationSettings,
+    LossSettings,
+    OptimizationSettings,
+    ReconstructionSettings,
+    TrainingDataSettings,
+    TrainingStep,
+)
 
 __all__ = [
     "ActivationWriter",
@@ -20,27 +31,38 @@ __all__ = [
     "Codes",
     "DataAccess",
     "DenseWeight",
+    "DistillationBatch",
+    "DistillationLoss",
+    "DistillationSettings",
     "FidelityConfig",
     "Field",
     "FormatSpec",
+    "GenerationSettings",
     "Indices",
     "Kernel",
     "LayerReport",
     "LayerStatistics",
+    "LossSettings",
     "Method",
+    "OptimizationSettings",
     "PackedWeight",
     "Packer",
+    "Parametrization",
     "PublishedCell",
     "PublishedFile",
     "PublishedProtocol",
     "PublishedResults",
     "QuantizedBlock",
     "QuantizedWeight",
+    "ReconstructionSettings",
     "RunEvents",
     "Scales",
     "StatisticsNeed",
     "Support",
     "TensorLayout",
+    "TokenLoss",
+    "TrainingDataSettings",
+    "TrainingStep",
     "WeightQuantizer",
     "Workload",
     "declared_fields",

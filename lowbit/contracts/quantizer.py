@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from lowbit.contracts.formats import QuantizedWeight
+from lowbit.contracts.parametrization import Parametrization
 from lowbit.contracts.statistics import LayerStatistics, StatisticsNeed
 
 
@@ -18,6 +19,8 @@ class WeightQuantizer(ABC):
 
     A subclass sets `name`, may nest a pydantic `Config` whose fields are its options, and may declare by `needs` that
     it wants statistics of the layer's inputs. One that declares none runs without any forward pass of the model.
+
+    One whose weights can be trained overrides `parametrize` and `freeze` as well.
     """
 
     name: ClassVar[str]
@@ -47,3 +50,29 @@ class WeightQuantizer(ABC):
         Returns:
             The quantized weight, on the device of `weight`.
         """
+
+    def parametrize(self, weight: Tensor, quantized: QuantizedWeight) -> Parametrization:
+        """Make one matrix trainable, starting from what `quantize` returned for it.
+
+        Args:
+            weight: The full-precision matrix, float32 [out, in]; the latent weight starts as a copy of it.
+            quantized: What it was quantized to.
+
+        Returns:
+            A parametrization whose first output is `quantized.dequantize()`, unless its class says otherwise.
+        """
+        raise NotImplementedError(f"quantizer {self.name} offers no training")
+
+    def freeze(self, latent_weight: Tensor, parametrization: Parametrization) -> QuantizedWeight:
+        """Turn a trained matrix into its quantized weight; `dequantize()` is the parametrization's output.
+
+        Args:
+            latent_weight: float32 [out, in].
+            parametrization: What `parametrize` made, trained.
+        """
+        raise NotImplementedError(f"quantizer {self.name} offers no training")
+
+    @classmethod
+    def is_trainable(cls) -> bool:
+        """Say whether the quantizer offers training."""
+        return cls.parametrize is not WeightQuantizer.parametrize
