@@ -1,4 +1,4 @@
-"""Flexible Dual Binarization (FDB) as post-training quantization."""
+"""Flexible Dual Binarization (FDB): from a matrix to planes and scales, and to what trains them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from lowbit import (
     GroupSize,
     LayerStatistics,
+    Parametrization,
+    QuantizedWeight,
     ScaleDtype,
     WeightQuantizer,
     from_groups,
@@ -21,7 +23,9 @@ from lowbit import (
     to_groups,
 )
 from lowbit_dbllm.format import DualBinaryWeight
+from lowbit_dbllm.gradients import GradientRule
 from lowbit_dbllm.levels import alternate, assign_codes, grid_search, is_ordered
+from lowbit_dbllm.training import TrainableDualBinarization
 
 CHUNK_ELEMENTS = 2**19
 LEAST_CHUNKS = 8
@@ -48,6 +52,13 @@ class FlexibleDualBinarization(WeightQuantizer):
         grid_candidates: int = Field(32, ge=2, le=1024, description="scales tried by the grid search of `mse`")
         iterations: int = Field(20, ge=0, le=1000, description="most rounds of alternating least squares of `mse`")
         scale_dtype: ScaleDtype = Field("float16", description="stored dtype of the scales")
+        gradient: GradientRule = Field(
+            "levels",
+            description="of training: through the levels as in learned-step, codes as constants, or identity steps",
+        )
+        train_latent_weight: bool = Field(
+            True, description="train the weight that codes are rounded from, not only the scales; the paper is silent"
+        )
 
     def quantize(
         self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
@@ -56,7 +67,20 @@ class FlexibleDualBinarization(WeightQuantizer):
         fitted = map_chunks(lambda rows: self._fit(to_groups(rows, self.config.group_size)), _chunks(weight))
         alpha1 = torch.cat([pair[0] for pair in fitted])  # [out, groups]
         alpha2 = torch.cat([pair[1] for pair in fitted])  # [out, groups]
-        dtype = _ordered_dtype(self.config.scale_dtype, alpha1, alpha2)
+        return self._assemble(weight, alpha1, alpha2, _ordered_dtype(self.config.scale_dtype, alpha1, alpha2))
+
+    def parametrize(self, weight: Tensor, quantized: QuantizedWeight) -> TrainableDualBinarization:
+        """Make a matrix [out, in] trainable, its scales starting from what it was quantized to."""
+        assert isinstance(quantized, DualBinaryWeight)
+        return TrainableDualBinarization(quantized, self.config.gradient, self.config.train_latent_weight)
+
+    def freeze(self, latent_weight: Tensor, parametrization: Parametrization) -> DualBinaryWeight:
+        """Round the trained scales to their stored dtype and choose the codes of the latent weight [out, in]."""
+        assert isinstance(parametrization, TrainableDualBinarization)
+        return self._assemble(latent_weight, *parametrization.scales(), parametrization.scale_dtype)
+
+    def _assemble(self, weight: Tensor, alpha1: Tensor, alpha2: Tensor, dtype: torch.dtype) -> DualBinaryWeight:
+        """Choose the codes of a matrix [out, in] for scales [out, groups] rounded to their stored dtype."""
         alpha1, alpha2 = alpha1.to(dtype), alpha2.to(dtype)
         planes = map_chunks(partial(_codes, self.config.group_size), _chunks(weight, alpha1, alpha2))
         return DualBinaryWeight(
