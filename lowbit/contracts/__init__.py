@@ -2,7 +2,7 @@
 
 from lowbit.contracts.calibration import CalibrationSource, DataAccess
 from lowbit.contracts.distillation import DistillationBatch, DistillationLoss, TokenLoss
-from lowbit.contracts.engine import ActivationWriter, BlockStore, LayerReport, QuantizedBlock, RunEvents
+from lowbit.contracts.engine import ActivationWriter, BlockStore, LayerReport, QuantizedBlock, RunEvents, Stream
 from lowbit.contracts.fidelity import FidelityConfig
 from lowbit.contracts.fields import Bits, Codes, Field, FormatSpec, Indices, Scales, declared_fields
 from lowbit.contracts.formats import DenseWeight, QuantizedWeight
@@ -58,6 +58,7 @@ __all__ = [
     "RunEvents",
     "Scales",
     "StatisticsNeed",
+    "Stream",
     "Support",
     "TensorLayout",
     "TokenLoss",

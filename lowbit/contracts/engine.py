@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ class LayerReport:
         calibration_tokens: Tokens its statistics came from; `None` if the quantizer needs none.
         diagnostics: Numbers that plugins add.
         notes: What the quantizer met and worked around, such as a Hessian that was not positive definite.
+        untrained: The same numbers of what training started from; empty for a weight that was not trained.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LayerReport:
     calibration_tokens: int | None
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    untrained: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class QuantizedBlock:
         untouched: The block's other tensors (norms, biases, skipped layers) by their name in the model.
         reports: One report a quantized weight.
         seconds: Wall time spent on the block.
+        state: What training that goes on from here starts with.
+        training: Plain JSON values about the block's training; `None` if it was not trained.
     """
 
     index: int
@@ -54,6 +58,12 @@ class QuantizedBlock:
     untouched: Mapping[str, Tensor]
     reports: tuple[LayerReport, ...]
     seconds: float
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
+
+
+Stream = Literal["quantized", "reference"]
+"""Activations of the model that is being quantized, or those that its blocks are trained to produce."""
 
 
 class ActivationWriter(Protocol):
@@ -69,13 +79,16 @@ class BlockStore(Protocol):
     def finished(self) -> int:
         """Return how many leading blocks are committed."""
 
-    def activations(self, index: int) -> Iterator[Tensor]:
+    def activations(self, index: int, stream: Stream = "quantized") -> Iterator[Tensor]:
         """Yield the stored samples [1, length, hidden size] that enter block `index`, a sample at a time."""
 
-    def has_activations(self, index: int) -> bool:
+    def batch(self, index: int, samples: Sequence[int], stream: Stream = "quantized") -> Tensor:
+        """Return some of the samples that enter block `index`, [n, length, hidden size]."""
+
+    def has_activations(self, index: int, stream: Stream = "quantized") -> bool:
         """Say whether the complete input of block `index` is stored."""
 
-    def write_activations(self, index: int) -> AbstractContextManager[ActivationWriter]:
+    def write_activations(self, index: int, stream: Stream = "quantized") -> AbstractContextManager[ActivationWriter]:
         """Open the input of block `index` for writing; it becomes visible, whole, when the context closes."""
 
     def commit(self, block: QuantizedBlock) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.contracts import QuantizedBlock
+from lowbit.contracts import QuantizedBlock, Stream
 from lowbit.durable import make_directory, open_whole, write_json, write_tensors
 from lowbit.errors import LowbitError
 from lowbit.modeling.layouts import packer_for
@@ -71,6 +71,10 @@ class Journal:
         """Return where a block's module entries, reports and seconds lie."""
         return self.path / f"block-{index:05d}.json"
 
+    def state_file(self, index: int) -> Path:
+        """Return where the state lies that a block's training ended with."""
+        return self.path / f"block-{index:05d}.state.safetensors"
+
     def commit(self, block: QuantizedBlock) -> None:
         """Store a finished block and drop the activations that entered it."""
         tensors = dict(block.untouched)
@@ -82,8 +86,16 @@ class Journal:
             home = packed_module(name, fused)
             tensors.update({f"{home}.{part}": tensor for part, tensor in packed.tensors.items()})
             tensors[sentinel_name(name, fused)] = torch.empty(0, dtype=torch.uint8)
-        report = {"modules": modules, "layers": [asdict(r) for r in block.reports], "seconds": block.seconds}
+        report: dict[str, Any] = {
+            "modules": modules,
+            "layers": [asdict(r) for r in block.reports],
+            "seconds": block.seconds,
+        }
+        if block.training is not None:
+            report["training"] = dict(block.training)
         write_json(self.report_file(block.index), report)
+        if block.state:
+            write_tensors(self.state_file(block.index), block.state)
         write_tensors(self.tensors_file(block.index), tensors)
         self._drop_activations(before=block.index + 1)
 
@@ -91,20 +103,27 @@ class Journal:
         """Return the stored reports of the finished blocks, in order."""
         return [_read_json(self.report_file(index)) for index in range(self.finished())]
 
-    def has_activations(self, index: int) -> bool:
+    def has_activations(self, index: int, stream: Stream = "quantized") -> bool:
         """Say whether the complete input of a block is stored."""
-        return self._activation_file(index).exists()
+        return self._activation_file(index, stream).exists()
 
-    def activations(self, index: int) -> Iterator[Tensor]:
+    def activations(self, index: int, stream: Stream = "quantized") -> Iterator[Tensor]:
         """Yield the samples [1, length, hidden size] that enter a block, one in memory at a time."""
-        stored = np.load(self._activation_file(index), mmap_mode="r", allow_pickle=False)
+        stored = self._stored(index, stream)
         for sample in range(stored.shape[0]):
             yield torch.from_numpy(np.array(stored[sample : sample + 1]))
 
+    def batch(self, index: int, samples: Sequence[int], stream: Stream = "quantized") -> Tensor:
+        """Return some of the samples that enter a block, [n, length, hidden size]."""
+        return torch.from_numpy(np.array(self._stored(index, stream)[list(samples)]))
+
+    def _stored(self, index: int, stream: Stream) -> Any:
+        return np.load(self._activation_file(index, stream), mmap_mode="r", allow_pickle=False)
+
     @contextmanager
-    def write_activations(self, index: int) -> Iterator[_Writer]:
+    def write_activations(self, index: int, stream: Stream = "quantized") -> Iterator[_Writer]:
         """Open the input of a block for writing; the file appears, whole, when the context closes."""
-        with open_whole(self._activation_file(index)) as file:
+        with open_whole(self._activation_file(index, stream)) as file:
             writer = _Writer(file, self._samples)
             yield writer
             writer.require_complete()
@@ -113,12 +132,13 @@ class Journal:
         """Delete the journal."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _activation_file(self, index: int) -> Path:
-        return self.path / f"activations-{index:05d}.npy"
+    def _activation_file(self, index: int, stream: Stream) -> Path:
+        return self.path / f"{'activations' if stream == 'quantized' else stream}-{index:05d}.npy"
 
     def _drop_activations(self, before: int) -> None:
         for index in range(before):
-            self._activation_file(index).unlink(missing_ok=True)
+            for stream in get_args(Stream):
+                self._activation_file(index, stream).unlink(missing_ok=True)
 
 
 class _Writer:

@@ -22,12 +22,14 @@ from lowbit.contracts import (
     QuantizedWeight,
     RunEvents,
     StatisticsNeed,
+    Stream,
     WeightQuantizer,
 )
 from lowbit.errors import LowbitError, QuantizationWarning
 from lowbit.models import WeightTarget, read_weight, write_weight
 from lowbit.models.capture import BlockCall
 from lowbit.models.soundness import require_finite
+from lowbit.quantization.block_training import BlockTask, BlockTrainer, TrainableWeight, TrainedBlock
 from lowbit.quantization.plan import QuantizationPlan
 
 
@@ -68,6 +70,7 @@ class Engine:
         events: Observers.
         diagnose: Returns plugins' numbers about one quantized weight.
         seed: Decides the quantizers' random draws, together with each target's name.
+        trainer: Trains each block after it was quantized; `None` trains nothing.
     """
 
     source: BlockwiseModel
@@ -76,12 +79,14 @@ class Engine:
     events: RunEvents
     diagnose: Callable[[QuantizedWeight], Mapping[str, float]]
     seed: int
+    trainer: BlockTrainer | None = None
 
     def run(self, tokens: Tensor | None) -> None:
         """Quantize every block that the store does not hold yet.
 
         Args:
-            tokens: Calibration tokens int64 [samples, length]; needed if any quantizer needs statistics.
+            tokens: Calibration or training tokens int64 [samples, length]; needed if any quantizer needs statistics,
+                or blocks are trained.
 
         Raises:
             LowbitError: A weight is not finite, or a quantizer breaks its contract.
@@ -91,7 +96,8 @@ class Engine:
         self.events.run_started(blocks, finished)
         if finished == blocks:
             return
-        calls = self._prepare_calls(tokens, finished) if self.plan.needs_statistics else None
+        needed = self.plan.needs_statistics or self.trainer is not None
+        calls = self._prepare_calls(tokens, finished) if needed else None
         for index in range(finished, blocks):
             block = self._quantize_block(index, calls)
             self.store.commit(block)
@@ -117,18 +123,61 @@ class Engine:
                 for hidden in self.store.activations(index):
                     with observer.watching():
                         calls[index].run(block, hidden)
-            weights: dict[str, QuantizedWeight] = {}
-            reports = []
-            for target in targets:
-                weights[target.name], report = self._quantize_target(target, observer, calls is not None)
-                reports.append(report)
+            made = {target.name: self._quantize_target(target, observer) for target in targets}
+            trained = self._train(index, block, calls, targets, made)
+            weights = {name: quantized for name, (quantized, _) in made.items()} | dict(trained.weights)
+            reports = [
+                self._report(target, made[target.name], weights[target.name], observer.statistics(target))
+                for target in targets
+            ]
+            if calls is not None:
+                for target in targets:
+                    write_weight(self.source.model, target, weights[target.name].dequantize())
             untouched = self.source.untouched(index, [target.parameter_name for target in targets])
             for name, tensor in untouched.items():
                 require_finite(tensor, name)
             if calls is not None and index + 1 < len(self.plan.blocks):
                 self._advance(index, block, calls[index])
-        fused = frozenset(target.name for target in targets if target.expert is not None)
-        return QuantizedBlock(index, weights, fused, untouched, tuple(reports), time.monotonic() - started)
+        return QuantizedBlock(
+            index,
+            weights,
+            frozenset(target.name for target in targets if target.expert is not None),
+            untouched,
+            tuple(reports),
+            time.monotonic() - started,
+            trained.state,
+            trained.record or None,
+        )
+
+    def _train(
+        self,
+        index: int,
+        block: nn.Module,
+        calls: list[BlockCall] | None,
+        targets: Sequence[WeightTarget],
+        made: Mapping[str, tuple[QuantizedWeight, tuple[str, ...]]],
+    ) -> TrainedBlock:
+        """Train the block's quantized weights, if there is a trainer, and store what the next block shall match."""
+        if self.trainer is None or calls is None:
+            return TrainedBlock({}, {}, {})
+        stream: Stream = "reference" if self.trainer.reference == "parent" and index > 0 else "quantized"
+        with self.store.write_activations(index + 1, "reference") as writer:
+            for hidden in self.store.activations(index, stream):
+                writer.append(calls[index].run(block, hidden))
+        samples = sum(1 for _ in self.store.activations(index))
+        weights = [TrainableWeight(t, self.plan.quantizers[t.name], made[t.name][0]) for t in targets]
+        return self.trainer.train(
+            BlockTask(
+                index,
+                self.source.model,
+                block,
+                weights,
+                run=lambda hidden: calls[index].run(block, hidden),
+                samples=samples,
+                inputs=lambda positions: self.store.batch(index, positions),
+                outputs=lambda positions: self.store.batch(index + 1, positions, "reference"),
+            )
+        )
 
     def _advance(self, index: int, block: nn.Module, call: BlockCall) -> None:
         """Store what the quantized block makes of its inputs."""
@@ -137,29 +186,40 @@ class Engine:
                 writer.append(call.run(block, hidden))
 
     def _quantize_target(
-        self, target: WeightTarget, observer: BlockObserver, keep: bool
-    ) -> tuple[QuantizedWeight, LayerReport]:
-        quantizer = self.plan.quantizers[target.name]
+        self, target: WeightTarget, observer: BlockObserver
+    ) -> tuple[QuantizedWeight, tuple[str, ...]]:
+        """Return the quantized weight and what its quantizer warned of."""
         weight = read_weight(self.source.model, target).contiguous()
         require_finite(weight, target.name)
         statistics = observer.statistics(target)
         if statistics is not None:
             _require_finite_inputs(statistics, target.name)
         with _kept_warnings() as notes:
-            quantized = _checked(quantizer, weight, statistics, self._generator(target.name), target)
-        dense = quantized.dequantize()
-        report = LayerReport(
+            quantized = _checked(
+                self.plan.quantizers[target.name], weight, statistics, self._generator(target.name), target
+            )
+        return quantized, tuple(notes)
+
+    def _report(
+        self,
+        target: WeightTarget,
+        made: tuple[QuantizedWeight, tuple[str, ...]],
+        final: QuantizedWeight,
+        statistics: LayerStatistics | None,
+    ) -> LayerReport:
+        """Describe a weight as it leaves the block, and, if it was trained, as it was before."""
+        untrained, notes = made
+        weight = read_weight(self.source.model, target)
+        return LayerReport(
             name=target.name,
             weights=target.weights,
-            nominal_bits=quantized.nominal_bits,
-            relative_error=_relative_error(weight, dense),
-            calibration_tokens=_tokens(quantizer, statistics),
-            diagnostics=self.diagnose(quantized),
-            notes=tuple(notes),
+            nominal_bits=final.nominal_bits,
+            relative_error=_relative_error(weight, final.dequantize()),
+            calibration_tokens=_tokens(self.plan.quantizers[target.name], statistics),
+            diagnostics=self.diagnose(final),
+            notes=notes,
+            untrained={} if final is untrained else self.diagnose(untrained),
         )
-        if keep:
-            write_weight(self.source.model, target, dense)
-        return quantized, report
 
     def _generator(self, name: str) -> torch.Generator:
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()

@@ -1,0 +1,1 @@
+"""Distillation: what a student is trained on."""

@@ -1,0 +1,170 @@
+"""Puts trainable fake-quantized weights in the place of a model's parameters, and takes the trained ones out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lowbit.contracts import Parametrization, QuantizedWeight, WeightQuantizer
+from lowbit.errors import LowbitError
+from lowbit.models import WeightTarget, read_weight
+from lowbit.quantization.block_training import TrainableWeight
+
+LATENT_WEIGHT = "latent_weight"
+
+
+class ParameterParametrization(nn.Module):
+    """The parametrizations of one parameter of a module: one matrix, stored as it is or transposed, or many experts.
+
+    Args:
+        parts: One parametrization a matrix, in the order of the experts.
+        transposed: Whether the parameter is stored as [in, out].
+        fused: Whether the parameter has a first dimension of experts.
+    """
+
+    def __init__(self, parts: Sequence[Parametrization], transposed: bool, fused: bool) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self._transposed = transposed
+        self._fused = fused
+
+    def forward(self, stored: Tensor) -> Tensor:
+        """Return the fake-quantized parameter in its stored shape."""
+        matrices = stored.unbind(0) if self._fused else (stored,)
+        made = [self._one(part, matrix) for part, matrix in zip(self.parts, matrices, strict=True)]
+        return torch.stack(made) if self._fused else made[0]
+
+    def _one(self, part: nn.Module, matrix: Tensor) -> Tensor:
+        # Automatic mixed precision must not reach into a parametrization: scales and levels are float32.
+        with torch.autocast(matrix.device.type, enabled=False):
+            quantized: Tensor = part(matrix.T if self._transposed else matrix)
+        return quantized.T if self._transposed else quantized
+
+
+class ParametrizedWeights:
+    """The trainable weights of a model or block, each behind a parametrization of its parameter.
+
+    Weights and parametrizations are float32.
+
+    Args:
+        model: The module that target names refer to.
+        weights: What to train; of fused experts, all of a parameter.
+        state: Trained latent weights and parameters to start from, by the names that `state` gives them.
+
+    Raises:
+        LowbitError: A quantizer offers no training.
+    """
+
+    def __init__(self, model: nn.Module, weights: Sequence[TrainableWeight], state: Mapping[str, Tensor]) -> None:
+        self._model = model
+        self._weights = list(weights)
+        self._parts: dict[str, Parametrization] = {}
+        for weight in self._weights:
+            require_trainable(weight.quantizer)
+            matrix = read_weight(model, weight.target).float()
+            self._parts[weight.target.name] = weight.quantizer.parametrize(matrix, weight.quantized).to(matrix.device)
+        for group in _by_parameter(self._weights).values():
+            self._attach(group)
+        self.load(state)
+
+    def _attach(self, group: list[TrainableWeight]) -> None:
+        """Register the parametrizations of the weights that share one parameter."""
+        target = group[0].target
+        parts = [self._parts[weight.target.name] for weight in group]
+        module = self._model.get_submodule(target.module)
+        latent = nn.Parameter(getattr(module, target.parameter).detach().float())
+        module.register_parameter(target.parameter, latent)
+        latent.requires_grad_(any(part.trains_latent_weight for part in parts))
+        adapter = ParameterParametrization(parts, target.transposed, target.expert is not None)
+        parametrize.register_parametrization(module, target.parameter, adapter, unsafe=True)
+
+    def _stored(self, target: WeightTarget) -> nn.Parameter:
+        """Return the parameter that holds a target's latent weight."""
+        module: Any = self._model.get_submodule(target.module)
+        stored: nn.Parameter = module.parametrizations[target.parameter].original
+        return stored
+
+    def latent(self, target: WeightTarget) -> Tensor:
+        """Return a target's latent weight as a view, [out, in]."""
+        stored = self._stored(target).detach()
+        matrix = stored if target.expert is None else stored[target.expert]
+        return matrix.T if target.transposed else matrix
+
+    def latent_parameters(self) -> list[nn.Parameter]:
+        """Return the latent weights that are trained, a parameter once."""
+        found = {id(p): p for p in (self._stored(weight.target) for weight in self._weights) if p.requires_grad}
+        return list(found.values())
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Return the parametrizations' own parameters."""
+        return [parameter for part in self._parts.values() for parameter in part.parameters()]
+
+    def project(self) -> None:
+        """Call every parametrization's `project`."""
+        for part in self._parts.values():
+            part.project()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of everything that is trained, by `<target>.<name>`."""
+        found: dict[str, Tensor] = {}
+        for weight in self._weights:
+            name, part = weight.target.name, self._parts[weight.target.name]
+            if part.trains_latent_weight:
+                found[f"{name}.{LATENT_WEIGHT}"] = self.latent(weight.target).clone(
+                    memory_format=torch.contiguous_format
+                )
+            found |= {f"{name}.{key}": parameter.detach().clone() for key, parameter in part.named_parameters()}
+        return found
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put trained values back; names that are absent stay as they are."""
+        for weight in self._weights:
+            name, part = weight.target.name, self._parts[weight.target.name]
+            if f"{name}.{LATENT_WEIGHT}" in state:
+                self.latent(weight.target).copy_(state[f"{name}.{LATENT_WEIGHT}"])
+            for key, parameter in part.named_parameters():
+                if f"{name}.{key}" in state:
+                    parameter.copy_(state[f"{name}.{key}"])
+
+    @torch.no_grad()
+    def freeze(self) -> dict[str, QuantizedWeight]:
+        """Return every weight as it is quantized now, by target name."""
+        return {
+            weight.target.name: weight.quantizer.freeze(
+                self.latent(weight.target).contiguous(), self._parts[weight.target.name]
+            )
+            for weight in self._weights
+        }
+
+    def detach(self) -> None:
+        """Take the parametrizations out again; each parameter holds its latent weight."""
+        for group in _by_parameter(self._weights).values():
+            target = group[0].target
+            module = self._model.get_submodule(target.module)
+            parametrize.remove_parametrizations(module, target.parameter, leave_parametrized=False)
+
+
+def require_trainable(quantizer: WeightQuantizer) -> None:
+    """Check that a quantizer can be trained.
+
+    Raises:
+        LowbitError: It offers no training.
+    """
+    if not quantizer.is_trainable():
+        raise LowbitError(
+            f"quantizer {quantizer.name} offers no training: it has no `parametrize`; leave out `reconstruction` and "
+            "`distillation`, or choose another quantizer"
+        )
+
+
+def _by_parameter(weights: Sequence[TrainableWeight]) -> dict[str, list[TrainableWeight]]:
+    """Group weights by the parameter that holds them, in the order of the experts."""
+    groups: dict[str, list[TrainableWeight]] = {}
+    for weight in weights:
+        groups.setdefault(weight.target.parameter_name, []).append(weight)
+    return {name: sorted(group, key=lambda w: w.target.expert or 0) for name, group in groups.items()}

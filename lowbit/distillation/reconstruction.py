@@ -1,0 +1,151 @@
+"""Block-wise reconstruction: each decoder block is trained against its full-precision outputs, one in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from lowbit.contracts import ReconstructionSettings, TrainingStep
+from lowbit.distillation.optimization import has_diverged, make_optimizer, rate_at, set_rate
+from lowbit.distillation.parametrized import ParametrizedWeights
+from lowbit.distillation.sample_order import SampleOrder
+from lowbit.errors import LowbitError
+from lowbit.quantization.block_training import BlockTask, TrainedBlock
+
+JUDGED_SAMPLES = 16
+"""Sequences on which a block is compared before and after its training."""
+
+
+class BlockReconstruction:
+    """A `BlockTrainer`: minimizes the mean squared error of a block's outputs.
+
+    The error is divided by the mean square of what the block adds to its inputs, so that losses of different blocks
+    are alike. A block that training made no better on its training sequences stays as it was quantized. A block's
+    training is not interrupted by a checkpoint: a killed run repeats the block that it was at, with the same result.
+
+    Args:
+        settings: Steps, batch and rates.
+        seed: Decides the order of the sequences, together with the block's position.
+        on_step: Is told of every step.
+        device: Where blocks are worked on.
+    """
+
+    def __init__(
+        self, settings: ReconstructionSettings, seed: int, on_step: Callable[[TrainingStep], None], device: str = "cpu"
+    ) -> None:
+        self._settings = settings
+        self._seed = seed
+        self._on_step = on_step
+        self._device = torch.device(device)
+
+    @property
+    def reference(self) -> str:
+        """Outputs to match."""
+        return self._settings.reference
+
+    @torch.enable_grad()
+    def train(self, task: BlockTask) -> TrainedBlock:
+        """Train a block.
+
+        Raises:
+            LowbitError: A quantizer offers no training, or the training diverges.
+        """
+        task.block.requires_grad_(False)
+        samples = min(task.samples, self._settings.n_samples or task.samples)
+        judged = list(range(min(samples, JUDGED_SAMPLES)))
+        run = _batched(task, judged[:2], self._device)
+        weights = ParametrizedWeights(task.model, task.weights, {})
+        scale = self._scale(task, judged)
+        before = self._judge(task, run, judged, scale)
+        start = weights.state()
+        losses = self._steps(task, run, weights, SampleOrder(samples, self._settings.batch_size, self._seed), scale)
+        after = self._judge(task, run, judged, scale)
+        improved = after < before
+        if not improved:
+            weights.load(start)
+        record = {
+            "loss_before": before,
+            "loss_after": after,
+            "kept": "trained" if improved else "untrained",
+            "losses": [float(f"{loss:.6g}") for loss in losses],
+        }
+        trained = TrainedBlock(weights.freeze(), weights.state(), record)
+        weights.detach()
+        return trained
+
+    def _steps(
+        self,
+        task: BlockTask,
+        run: Callable[[Tensor], Tensor],
+        weights: ParametrizedWeights,
+        order: SampleOrder,
+        scale: float,
+    ) -> list[float]:
+        """Take every optimizer step and return their losses."""
+        settings = self._settings
+        optimizer = make_optimizer(weights.latent_parameters(), weights.scale_parameters(), settings)
+        trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+        losses: list[float] = []
+        for step in range(settings.steps):
+            share = rate_at(step, settings)
+            set_rate(optimizer, share)
+            loss = self._loss(task, run, order.batch(step)) / scale
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(trained, settings.gradient_clip or torch.inf)
+            if has_diverged(float(loss), float(norm), losses, settings):
+                raise LowbitError(
+                    f"the reconstruction of block {task.index} diverged in step {step + 1} of {settings.steps}: loss "
+                    f"{float(loss):.4g}, gradient norm {float(norm):.4g}; blocks before it are kept: lower "
+                    "reconstruction.weight_rate and reconstruction.scale_rate"
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+            weights.project()
+            losses.append(float(loss))
+            self._on_step(TrainingStep("reconstruction", task.index, step + 1, settings.steps, losses[-1], None, share))
+        return losses
+
+    def _loss(self, task: BlockTask, run: Callable[[Tensor], Tensor], positions: Sequence[int]) -> Tensor:
+        with self._autocast():
+            outputs = run(task.inputs(positions).to(self._device))
+        return (outputs.float() - task.outputs(positions).to(self._device)).square().mean()
+
+    @torch.no_grad()
+    def _judge(self, task: BlockTask, run: Callable[[Tensor], Tensor], positions: Sequence[int], scale: float) -> float:
+        batches = torch.tensor(positions).split(self._settings.batch_size)
+        total = sum(float(self._loss(task, run, batch.tolist())) * len(batch) for batch in batches)
+        return total / len(positions) / scale
+
+    @torch.no_grad()
+    def _scale(self, task: BlockTask, positions: Sequence[int]) -> float:
+        """Return the mean square of what the full-precision block adds to the hidden states."""
+        added = [task.outputs([position]) - task.inputs([position]) for position in positions]
+        return float(torch.stack([difference.square().mean() for difference in added]).mean()) or 1.0
+
+    def _autocast(self) -> torch.autocast | nullcontext[None]:
+        if self._settings.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
+
+
+@torch.no_grad()
+def _batched(task: BlockTask, positions: Sequence[int], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what runs the block on a batch: at once if that gives the same as one by one, else one by one.
+
+    The arguments that the model passes to its blocks were recorded for one sequence; most blocks take more with them.
+    """
+
+    def one_by_one(hidden: Tensor) -> Tensor:
+        return torch.cat([task.run(sample) for sample in hidden.split(1)])
+
+    hidden = task.inputs(positions).to(device)
+    expected = one_by_one(hidden)
+    try:
+        found = task.run(hidden)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return one_by_one
+    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    return task.run if same else one_by_one
