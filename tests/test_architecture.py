@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "models": BASE,
     "calibration": BASE | {"models", "hookspecs", "hub"},
     "quantization": BASE | {"calibration", "models"},
+    "distillation": BASE | {"durable", "models", "calibration", "quantization", "hookspecs"},
     "packing": BASE | {"hookspecs"},
     "modeling": BASE | {"durable", "packing", "models", "hookspecs", "registry"},
     "evaluation": BASE | {"durable", "embedded", "recipe", "modeling", "hub"},
@@ -46,12 +47,13 @@ ROOMS: dict[str, set[str]] = {
         "models",
         "calibration",
         "quantization",
+        "distillation",
         "packing",
     }
     | {"modeling", "evaluation", "results"},
     "cli": BASE
-    | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "packing"}
-    | {"modeling", "evaluation", "results", "pipeline"},
+    | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "distillation"}
+    | {"packing", "modeling", "evaluation", "results", "pipeline"},
     "transformers_hook": {"modeling"},
 }
 """What each room may import besides itself; an entry names only rooms above it."""

@@ -12,6 +12,7 @@ import click
 COMMANDS = {
     "bench": "Quantize models, evaluate them beside their parents, print one table.",
     "quantize": "Quantize a model into a checkpoint folder.",
+    "generate": "Let a model write token sequences, for quantization without data.",
     "eval": "Evaluate a checkpoint or any other model with lm-evaluation-harness.",
     "reproduce": "Run what a paper published under its protocol, and compare.",
     "recipe": "Show, check and describe recipes.",

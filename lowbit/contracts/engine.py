@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from lowbit.contracts.formats import QuantizedWeight
+from lowbit.contracts.training import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ class RunEvents(Protocol):
 
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         """A block was committed."""
+
+    def training_step(self, step: TrainingStep) -> None:
+        """An optimizer step of a training was taken."""
 
     def run_ended(self) -> None:
         """The run ended, well or not."""

@@ -82,11 +82,25 @@ class Objective:
         self._chunk_tokens = max(1, chunk_elements // vocabulary)
         # The coefficients of each loss's terms: known, and fixed, once the loss was first called.
         self._coefficients: dict[int, tuple[float, ...]] = {}
+        self._uniform: bool | None = None
 
     @property
     def needs_hidden_states(self) -> bool:
         """Whether any loss compares the outputs of decoder blocks."""
         return any(loss.needs_hidden_states for loss, _ in self._losses)
+
+    @property
+    def terms(self) -> int:
+        """How many terms the losses have; 0 before they were first called."""
+        return sum(len(parts) for parts in self._coefficients.values())
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all terms weigh all tokens alike, so that sums of weights are numbers of tokens.
+
+        Known, and fixed, once the losses were first called; `False` before.
+        """
+        return bool(self._uniform)
 
     @torch.no_grad()
     def sums(self, tokens: Tokens) -> Tensor:
@@ -141,7 +155,7 @@ class Objective:
         terms = self._terms(chunk)
         factors = self._factors(divisors)
         parts = [factor * _weighted(term).sum() for factor, term in zip(factors, terms, strict=True)]
-        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(parts).sum().backward()
         return _sums(terms)
 
     def _factors(self, divisors: Sequence[float]) -> list[float]:
@@ -173,7 +187,13 @@ class Objective:
             found = _evaluate(loss, with_hidden if loss.needs_hidden_states else batch)
             self._fix_coefficients(index, tuple(coefficient * term.coefficient for term in found))
             terms.extend(found)
+        self._fix_uniform(all(term.weight is None for term in terms))
         return terms
+
+    def _fix_uniform(self, uniform: bool) -> None:
+        if self._uniform not in (None, uniform):
+            raise LowbitError("a distillation loss returned weights for some tokens and none for others")
+        self._uniform = uniform
 
     def _fix_coefficients(self, index: int, coefficients: tuple[float, ...]) -> None:
         known = self._coefficients.setdefault(index, coefficients)
@@ -191,11 +211,11 @@ def _evaluate(loss: DistillationLoss, batch: DistillationBatch) -> tuple[TokenLo
         raise LowbitError(f"distillation loss {loss.name!r} needs the outputs of the decoder blocks; none were given")
     result: object = loss(batch)
     terms = tuple(result) if isinstance(result, list | tuple) else (result,)
+    if not terms or not all(isinstance(term, TokenLoss) for term in terms):
+        raise LowbitError(
+            f"distillation loss {loss.name!r} must return a TokenLoss or a list of them, not {_kind(result)}"
+        )
     for term in terms:
-        if not isinstance(term, TokenLoss):
-            raise LowbitError(
-                f"distillation loss {loss.name!r} must return a TokenLoss or a list of them, not {_kind(result)}"
-            )
         _check_shapes(loss, term, len(batch.labels))
         if batch.student_logits.requires_grad and not term.value.requires_grad:
             raise LowbitError(f"distillation loss {loss.name!r} returned values that do not depend on the student")
@@ -203,9 +223,10 @@ def _evaluate(loss: DistillationLoss, batch: DistillationBatch) -> tuple[TokenLo
 
 
 def _kind(result: object) -> str:
-    if isinstance(result, list | tuple):
-        return f"a {type(result).__name__} of {', '.join(sorted({type(part).__name__ for part in result}))}"
-    return type(result).__name__
+    if not isinstance(result, list | tuple):
+        return type(result).__name__
+    parts = sorted({type(part).__name__ for part in result})
+    return f"a {type(result).__name__} of {', '.join(parts) or 'nothing'}"
 
 
 def _check_shapes(loss: DistillationLoss, term: TokenLoss, tokens: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import torch
@@ -16,7 +16,7 @@ FIRST_STEPS = 5
 
 
 def make_optimizer(
-    latent_weights: Iterable[nn.Parameter], scales: Iterable[nn.Parameter], settings: OptimizationSettings
+    latent_weights: Mapping[str, nn.Parameter], scales: Mapping[str, nn.Parameter], settings: OptimizationSettings
 ) -> torch.optim.AdamW:
     """Make the optimizer; each tensor has a learning rate in proportion to its root mean square as it is now.
 
@@ -26,12 +26,12 @@ def make_optimizer(
         settings: Rates and decays.
     """
     groups = [
-        {"params": [tensor], "full_rate": rate * _size(tensor), "weight_decay": decay}
+        {"params": [tensor], "name": name, "full_rate": rate * _size(tensor), "weight_decay": decay}
         for tensors, rate, decay in (
             (latent_weights, settings.weight_rate, settings.weight_decay),
             (scales, settings.scale_rate, 0.0),
         )
-        for tensor in tensors
+        for name, tensor in tensors.items()
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=1e-12)
 

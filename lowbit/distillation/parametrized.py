@@ -94,14 +94,18 @@ class ParametrizedWeights:
         matrix = stored if target.expert is None else stored[target.expert]
         return matrix.T if target.transposed else matrix
 
-    def latent_parameters(self) -> list[nn.Parameter]:
-        """Return the latent weights that are trained, a parameter once."""
-        found = {id(p): p for p in (self._stored(weight.target) for weight in self._weights) if p.requires_grad}
-        return list(found.values())
+    def latent_weights(self) -> dict[str, nn.Parameter]:
+        """Return the latent weights that are trained, by name; experts of one parameter are one tensor."""
+        stored = {weight.target.parameter_name: self._stored(weight.target) for weight in self._weights}
+        return {f"{name}.{LATENT_WEIGHT}": tensor for name, tensor in stored.items() if tensor.requires_grad}
 
-    def scale_parameters(self) -> list[nn.Parameter]:
-        """Return the parametrizations' own parameters."""
-        return [parameter for part in self._parts.values() for parameter in part.parameters()]
+    def scales(self) -> dict[str, nn.Parameter]:
+        """Return the parametrizations' own parameters by name."""
+        return {
+            f"{name}.{key}": parameter
+            for name, part in self._parts.items()
+            for key, parameter in part.named_parameters()
+        }
 
     def project(self) -> None:
         """Call every parametrization's `project`."""
@@ -109,27 +113,18 @@ class ParametrizedWeights:
             part.project()
 
     def state(self) -> dict[str, Tensor]:
-        """Return copies of everything that is trained, by `<target>.<name>`."""
-        found: dict[str, Tensor] = {}
-        for weight in self._weights:
-            name, part = weight.target.name, self._parts[weight.target.name]
-            if part.trains_latent_weight:
-                found[f"{name}.{LATENT_WEIGHT}"] = self.latent(weight.target).clone(
-                    memory_format=torch.contiguous_format
-                )
-            found |= {f"{name}.{key}": parameter.detach().clone() for key, parameter in part.named_parameters()}
-        return found
+        """Return copies of everything that is trained, by name, on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._trained().items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Put trained values back; names that are absent stay as they are."""
-        for weight in self._weights:
-            name, part = weight.target.name, self._parts[weight.target.name]
-            if f"{name}.{LATENT_WEIGHT}" in state:
-                self.latent(weight.target).copy_(state[f"{name}.{LATENT_WEIGHT}"])
-            for key, parameter in part.named_parameters():
-                if f"{name}.{key}" in state:
-                    parameter.copy_(state[f"{name}.{key}"])
+        """Put trained values back; what has no value stays as it is."""
+        for name, tensor in self._trained().items():
+            if name in state:
+                tensor.copy_(state[name])
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return self.latent_weights() | self.scales()
 
     @torch.no_grad()
     def freeze(self) -> dict[str, QuantizedWeight]:

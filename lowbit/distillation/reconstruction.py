@@ -86,14 +86,14 @@ class BlockReconstruction:
     ) -> list[float]:
         """Take every optimizer step and return their losses."""
         settings = self._settings
-        optimizer = make_optimizer(weights.latent_parameters(), weights.scale_parameters(), settings)
+        optimizer = make_optimizer(weights.latent_weights(), weights.scales(), settings)
         trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
         losses: list[float] = []
         for step in range(settings.steps):
             share = rate_at(step, settings)
             set_rate(optimizer, share)
             loss = self._loss(task, run, order.batch(step)) / scale
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(trained, settings.gradient_clip or torch.inf)
             if has_diverged(float(loss), float(norm), losses, settings):
                 raise LowbitError(

@@ -12,13 +12,14 @@ from typing import IO, Any, get_args
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lowbit.contracts import QuantizedBlock, Stream
+from lowbit.contracts import LayerReport, PackedWeight, QuantizedBlock, QuantizedWeight, Stream
 from lowbit.durable import make_directory, open_whole, write_json, write_tensors
 from lowbit.errors import LowbitError
-from lowbit.modeling.layouts import packer_for
-from lowbit.modeling.module_entry import entry_for, packed_module, sentinel_name
+from lowbit.modeling.layouts import layout_of, packer_for, unpack
+from lowbit.modeling.module_entry import ModuleEntry, entry_for, packed_module, sentinel_name
 
 SIGNATURE_FILE = "signature.json"
 
@@ -98,6 +99,26 @@ class Journal:
             write_tensors(self.state_file(block.index), block.state)
         write_tensors(self.tensors_file(block.index), tensors)
         self._drop_activations(before=block.index + 1)
+
+    def block(self, index: int) -> QuantizedBlock:
+        """Read a committed block back, with the state that its training ended with."""
+        report = _read_json(self.report_file(index))
+        tensors = load_file(self.tensors_file(index))
+        weights: dict[str, QuantizedWeight] = {}
+        fused = set()
+        for name, found in report["modules"].items():
+            entry = ModuleEntry.model_validate(found)
+            home = packed_module(name, entry.fused)
+            parts = {part: tensors.pop(f"{home}.{part}") for part in layout_of(entry.spec(), entry.packer)}
+            weights[name] = unpack(PackedWeight(entry.spec(), entry.packer, parts))
+            tensors.pop(sentinel_name(name, entry.fused), None)
+            if entry.fused:
+                fused.add(name)
+        state = load_file(self.state_file(index)) if self.state_file(index).exists() else {}
+        reports = tuple(LayerReport(**{**layer, "notes": tuple(layer["notes"])}) for layer in report["layers"])
+        return QuantizedBlock(
+            index, weights, frozenset(fused), tensors, reports, report["seconds"], state, report.get("training")
+        )
 
     def reports(self) -> list[dict[str, Any]]:
         """Return the stored reports of the finished blocks, in order."""

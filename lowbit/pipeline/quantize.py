@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from torch import Tensor
+
 from lowbit.calibration import (
     TOKEN_FILE_SUFFIX,
     CalibrationTokens,
@@ -17,7 +20,7 @@ from lowbit.calibration import (
     load_calibration,
     token_file_shape,
 )
-from lowbit.contracts import DataAccess, QuantizedBlock, QuantizedWeight, RunEvents
+from lowbit.contracts import DataAccess, QuantizedBlock, QuantizedWeight, RunEvents, TrainingStep
 from lowbit.durable import make_directory, write_json
 from lowbit.embedded import calibration_path, model_path
 from lowbit.errors import LowbitError
@@ -31,6 +34,7 @@ from lowbit.pipeline.identity import calibration_record, run_signature
 from lowbit.pipeline.load import load_tokenizer
 from lowbit.pipeline.resources import PeakMemory, require_device
 from lowbit.pipeline.targets import plan_for
+from lowbit.pipeline.training import block_trainer, distill, require_trainable_plan, training_tokens
 from lowbit.quantization.engine import Engine
 from lowbit.quantization.plan import QuantizationPlan, require_covered
 from lowbit.recipe import Recipe
@@ -38,6 +42,7 @@ from lowbit.registry import registry
 
 DEFAULT_CALIBRATION = "c4"
 DEFAULT_SAMPLES = 128
+GENERATED = "generated"
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,16 @@ def prepare(recipe: Recipe, device: str = "cpu") -> Preparation:
     source = StreamedModel(folder, recipe.model.trust_remote_code, device)
     plan = plan_for(recipe, source.decoder, registry())
     tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
-    tokens = calibration_tokens(recipe, source, tokenizer) if plan.needs_statistics else None
+    require_trainable_plan(recipe, plan)
+    tokens = calibration_tokens(recipe, source, tokenizer) if _needs_calibration(recipe, plan) else None
     record = calibration_record(tokens, recipe.seed)
     signature = run_signature(recipe, source.checkpoint.sha256(), record, registry())
     return Preparation(folder, source, plan, tokens, signature)
+
+
+def _needs_calibration(recipe: Recipe, plan: QuantizationPlan) -> bool:
+    trained_on = recipe.trains and recipe.training_data.source != "generated"
+    return trained_on or (plan.needs_statistics and recipe.reconstruction is None)
 
 
 def calibration_tokens(recipe: Recipe, source: StreamedModel, tokenizer: Any) -> CalibrationTokens:
@@ -158,39 +169,50 @@ def quantize_to(
     with failure_reported(recipe):
         require_writable(output)
         ready = ready or prepare(recipe, device)
-        journal = Journal(journal_path(output), recipe.packer.name, _samples(ready))
         if not is_finished(output, ready.signature):
-            journal.open(ready.signature)
-            cost = _make_checkpoint(recipe, ready, journal, output, events)
-            write_json(cost_path(output), cost)
-        journal.remove()
+            write_json(cost_path(output), _make_checkpoint(recipe, ready, output, events, device, None))
+        Journal(journal_path(output), recipe.packer.name, 0).remove()
         return read_outcome(output)
 
 
-def _samples(ready: Preparation) -> int:
-    return 0 if ready.calibration is None else len(ready.calibration.tokens)
-
-
 def _make_checkpoint(
-    recipe: Recipe, ready: Preparation, journal: Journal, output: Path, events: RunEvents
+    recipe: Recipe, ready: Preparation, output: Path, events: RunEvents, device: str, processes: Accelerator | None
 ) -> dict[str, float]:
-    """Finish the journal's blocks, write the checkpoint, and return seconds and memory."""
-    earlier = sum(report["seconds"] for report in journal.reports())
+    """Quantize and train what the journal lacks, write the checkpoint, and return seconds and memory."""
     started = time.monotonic()
     with PeakMemory() as memory:
-        engine = Engine(ready.source, ready.plan, journal, events, _diagnose, recipe.seed)
+        tokens = _tokens(recipe, ready, output, device)
+        journal = Journal(journal_path(output), recipe.packer.name, 0 if tokens is None else len(tokens))
+        journal.open(ready.signature)
+        earlier = sum(report["seconds"] for report in journal.reports())
+        trainer = block_trainer(recipe, events, device)
+        engine = Engine(ready.source, ready.plan, journal, events, _diagnose, recipe.seed, trainer)
         try:
-            engine.run(None if ready.calibration is None else ready.calibration.tokens)
+            engine.run(tokens)
+            finished = journal
+            if recipe.distillation is not None:
+                assert tokens is not None
+                accelerator = Accelerator(cpu=device == "cpu")
+                finished = distill(recipe, ready.folder, ready.plan, journal, tokens, accelerator, events, _diagnose)
         finally:
             events.run_ended()
-        require_covered(ready.plan.quantizers, {name for report in journal.reports() for name in report["modules"]})
-        write_checkpoint(ready.source, journal, output, _provenance(recipe, ready), recipe.max_shard_size)
+        require_covered(ready.plan.quantizers, {name for report in finished.reports() for name in report["modules"]})
+        write_checkpoint(ready.source, finished, output, _provenance(recipe, ready), recipe.max_shard_size)
     return {
         "seconds": earlier + time.monotonic() - started,
         "peak_memory_bytes": memory.peak_bytes,
         "peak_memory_above_start_bytes": memory.peak_bytes - memory.start_bytes,
         "peak_device_memory_bytes": memory.device_bytes,
     }
+
+
+def _tokens(recipe: Recipe, ready: Preparation, output: Path, device: str) -> Tensor | None:
+    """Return the tokens that the run sees, int64 [samples, length]: those of training, if it trains."""
+    if not recipe.trains:
+        return None if ready.calibration is None else ready.calibration.tokens
+    length = calibration_request(recipe, ready.source).seq_len
+    store = output.parent / GENERATED
+    return training_tokens(recipe, ready.folder, ready.calibration, length, device, store).tokens
 
 
 @contextmanager
@@ -287,6 +309,10 @@ class HookEvents:
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         """Pass on that a block was committed."""
         registry().hook.lowbit_block_quantized(block=block, blocks=blocks)
+
+    def training_step(self, step: TrainingStep) -> None:
+        """Pass on that an optimizer step was taken."""
+        registry().hook.lowbit_distillation_step(step=step)
 
     def run_ended(self) -> None:
         """Do nothing; plugins hear of the end through `lowbit_run_finished` and `lowbit_run_failed`."""

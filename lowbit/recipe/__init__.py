@@ -10,7 +10,7 @@ from lowbit.recipe.model import (
     canonical_sha256,
 )
 from lowbit.recipe.overrides import Override, parse_override
-from lowbit.recipe.resolve import build_quantizer, read_recipe_file, resolve_recipe, rule_quantizer
+from lowbit.recipe.resolve import build_losses, build_quantizer, read_recipe_file, resolve_recipe, rule_quantizer
 from lowbit.recipe.rules import Rule, first_match
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "QuantizerSettings",
     "Recipe",
     "Rule",
+    "build_losses",
     "build_quantizer",
     "canonical_sha256",
     "first_match",

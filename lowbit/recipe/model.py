@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
+from lowbit.contracts.training import DistillationSettings, ReconstructionSettings, TrainingDataSettings
 from lowbit.recipe.evaluation import EvaluationSettings
 from lowbit.recipe.rules import Rule
 
@@ -61,7 +62,8 @@ class PackerSettings(_Section):
 class Recipe(_Section):
     """A whole run: model, data, method, seed and evaluation.
 
-    `quantizer` is `None` for the unquantized parent. `eval` has exactly lm-eval's names.
+    `quantizer` is `None` for the unquantized parent. `reconstruction` and `distillation` train what the quantizer made:
+    one of them, both in turn, or, when both are `None`, neither. `eval` has exactly lm-eval's names.
     """
 
     version: Literal[1] = 1
@@ -71,6 +73,10 @@ class Recipe(_Section):
     calibration: CalibrationSettings = CalibrationSettings()
     quantizer: QuantizerSettings | None = None
     packer: PackerSettings = PackerSettings()
+    preset: str | None = Field(None, description="the method's preset that this recipe was made from")
+    training_data: TrainingDataSettings = TrainingDataSettings()
+    reconstruction: ReconstructionSettings | None = Field(None, description="block-wise training; none: no such")
+    distillation: DistillationSettings | None = Field(None, description="end-to-end training; none: no such")
     rules: tuple[Rule, ...] = ()
     modules_to_not_convert: tuple[str, ...] = Field(
         (),
@@ -93,6 +99,11 @@ class Recipe(_Section):
         """Return `modules_to_not_convert` as rules, followed by the recipe's own."""
         return (*(Rule(match=pattern, skip=True) for pattern in self.modules_to_not_convert), *self.rules)
 
+    @property
+    def trains(self) -> bool:
+        """Whether weights are trained."""
+        return self.reconstruction is not None or self.distillation is not None
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, defaults included."""
         return self.model_dump(mode="json")
@@ -104,9 +115,10 @@ class Recipe(_Section):
     def checkpoint_part(self) -> dict[str, Any]:
         """Return the keys that decide the bytes of the checkpoint."""
         keys = ("version", "method", "seed", "quantizer", "packer", "rules", "modules_to_not_convert", "max_shard_size")
+        trained = ("training_data", "reconstruction", "distillation") if self.trains else ()
         whole = self.to_dict()
         model = {key: whole["model"][key] for key in ("path", "revision")}
-        return {"model": model, "calibration": whole["calibration"], **{key: whole[key] for key in keys}}
+        return {"model": model, "calibration": whole["calibration"], **{key: whole[key] for key in (*keys, *trained)}}
 
 
 def canonical_sha256(value: Any) -> str:

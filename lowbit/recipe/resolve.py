@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lowbit.contracts import Method, WeightQuantizer
+from lowbit.contracts import DistillationLoss, DistillationSettings, LossSettings, Method, WeightQuantizer
 from lowbit.errors import LowbitError
 from lowbit.recipe.explain import explain
 from lowbit.recipe.model import QuantizerSettings, Recipe
-from lowbit.recipe.overrides import Override, apply_overrides, lay_over
+from lowbit.recipe.overrides import Override, apply_overrides, lay_over, merge
 from lowbit.registry import Registry, unknown_name
 
 MAXIMUM_RECIPE_BYTES = 1_000_000
@@ -63,9 +63,11 @@ def resolve_recipe(
     if not isinstance(name, str):
         raise LowbitError("a recipe needs a `method`, or a `quantizer` with a `name`")
     bespoke = method is None and "method" not in given
-    base = {"method": name} if bespoke else _method_part(registry.method(name))
+    overrides = list(overrides)
+    asked = apply_overrides({**given, **(flags or {})}, overrides, name).get("preset")
+    base = {"method": name} if bespoke else _method_part(registry.method(name), asked)
     merged = lay_over(lay_over(base, {**given, "method": name}), flags or {})
-    merged = apply_overrides(merged, overrides, name)
+    merged = apply_overrides(merged, overrides, name) | {"preset": base.get("preset")}
     recipe = validate(Recipe, merged, "recipe")
     return _with_resolved_names(registry, recipe)
 
@@ -88,11 +90,14 @@ def quantizer_config(quantizer: type[WeightQuantizer], options: Mapping[str, Any
     Raises:
         LowbitError: An unknown option, with the nearest known one, or a value of the wrong type or range.
     """
-    known = quantizer.Config.model_fields
+    return _options(f"quantizer {quantizer.name}", quantizer.Config, options)
+
+
+def _options(owner: str, model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
     for key in options:
-        if key not in known:
-            raise LowbitError(unknown_name(f"option of quantizer {quantizer.name}", key, known))
-    config: BaseModel = validate(quantizer.Config, options, f"quantizer {quantizer.name}")
+        if key not in model.model_fields:
+            raise LowbitError(unknown_name(f"option of {owner}", key, model.model_fields))
+    config: BaseModel = validate(model, options, owner)
     return config
 
 
@@ -103,10 +108,18 @@ def build_quantizer(registry: Registry, settings: Mapping[str, Any]) -> WeightQu
     return quantizer(quantizer_config(quantizer, options))
 
 
-def _method_part(method: Method) -> dict[str, Any]:
-    part: dict[str, Any] = {"method": method.name}
+def _method_part(method: Method, asked: object) -> dict[str, Any]:
+    """Return a method's recipe keys, with those of a preset: the one asked for, or the method's own choice.
+
+    A method without presets takes no notice of one, so that several methods can run with the presets of some.
+    """
+    preset = method.preset if asked is None or not method.presets else str(asked)
+    if preset is not None and preset not in method.presets:
+        raise LowbitError(unknown_name(f"preset of method {method.name}", preset, method.presets))
+    chosen = method.presets[preset] if preset is not None else {}
+    part = merge(merge({"method": method.name, "preset": preset}, method.recipe), chosen)
     if method.quantizer is not None:
-        part["quantizer"] = {"name": method.quantizer, **method.options}
+        part["quantizer"] = {"name": method.quantizer, **method.options, **part.get("quantizer", {})}
     if method.packer is not None:
         part["packer"] = {"name": method.packer}
     return part
@@ -124,7 +137,38 @@ def _with_resolved_names(registry: Registry, recipe: Recipe) -> Recipe:
     quantizer = registry.quantizer(recipe.quantizer.name)
     config = quantizer_config(quantizer, recipe.quantizer.options)
     settings = QuantizerSettings.model_validate({"name": quantizer.name, **config.model_dump(mode="json")})
-    return recipe.model_copy(update={"quantizer": settings})
+    return recipe.model_copy(
+        update={"quantizer": settings, "distillation": _with_loss_options(registry, recipe.distillation)}
+    )
+
+
+def _with_loss_options(registry: Registry, settings: DistillationSettings | None) -> DistillationSettings | None:
+    """Fill in every option of every distillation loss."""
+    if settings is None:
+        return None
+    losses = []
+    for loss in settings.loss:
+        options = loss_config(registry.distillation_loss(loss.name), loss.options).model_dump(mode="json")
+        losses.append(LossSettings(name=loss.name, coefficient=loss.coefficient, **options))
+    return settings.model_copy(update={"loss": tuple(losses)})
+
+
+def build_losses(registry: Registry, settings: DistillationSettings) -> list[tuple[DistillationLoss, float]]:
+    """Make the distillation losses of a recipe, each with its coefficient."""
+    made = []
+    for loss in settings.loss:
+        kind = registry.distillation_loss(loss.name)
+        made.append((kind(loss_config(kind, loss.options)), loss.coefficient))
+    return made
+
+
+def loss_config(loss: type[DistillationLoss], options: Mapping[str, Any]) -> BaseModel:
+    """Validate a distillation loss's options, unknown ones refused.
+
+    Raises:
+        LowbitError: An unknown option, with the nearest known one, or a value of the wrong type or range.
+    """
+    return _options(f"distillation loss {loss.name}", loss.Config, options)
 
 
 def rule_quantizer(base: QuantizerSettings, override: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Baselines: the unquantized parent, round to nearest, and GPTQ."""
+"""Baselines: the unquantized parent, round to nearest, GPTQ, and learned-step quantization."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lowbit import Method, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit_baselines.affine import AffineWeight
 from lowbit_baselines.gptq import GPTQ
+from lowbit_baselines.learned_step import LearnedStep
 from lowbit_baselines.round_to_nearest import RoundToNearest
 from lowbit_baselines.uniform import OrderedUniformWeight, UniformWeight
 
-__all__ = ["GPTQ", "OrderedUniformWeight", "RoundToNearest", "UniformWeight"]
+__all__ = ["GPTQ", "AffineWeight", "LearnedStep", "OrderedUniformWeight", "RoundToNearest", "UniformWeight"]
 
 
 @hookimpl
 def lowbit_weight_quantizers() -> Iterator[type[WeightQuantizer]]:
-    """Register round to nearest and GPTQ."""
+    """Register round to nearest, GPTQ and learned-step quantization."""
     yield RoundToNearest
     yield GPTQ
+    yield LearnedStep
 
 
 @hookimpl
 def lowbit_formats() -> Iterator[type[QuantizedWeight]]:
-    """Register the uniform-integer formats."""
+    """Register the uniform formats."""
     yield UniformWeight
     yield OrderedUniformWeight
+    yield AffineWeight
 
 
 @hookimpl
@@ -38,6 +42,11 @@ def lowbit_methods() -> Iterator[Method]:
         quantizer="gptq",
         options={"fidelity": "code"},
         description="GPTQ as its authors' code computes it, scales in float32",
+    )
+    yield Method(
+        "lsq-ptq",
+        quantizer="lsq",
+        description="learned-step quantization before training: steps and offsets of least error, groups of 64",
     )
 
 

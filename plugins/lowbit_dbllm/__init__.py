@@ -1,23 +1,36 @@
-"""DB-LLM (arXiv 2402.11960) for lowbit: Flexible Dual Binarization, its format and its bit-plane packer."""
+"""DB-LLM (arXiv 2402.11960) for lowbit: Flexible Dual Binarization, its format, packer and distillation loss."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowbit import Method, Packer, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit import DistillationLoss, Method, Packer, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit_dbllm.deviation import DeviationAwareDistillation
 from lowbit_dbllm.diagnostics import lowbit_diagnostics
 from lowbit_dbllm.format import DualBinaryWeight
 from lowbit_dbllm.packer import BitPlanePacker
 from lowbit_dbllm.quantizer import FlexibleDualBinarization
 
-__all__ = ["BitPlanePacker", "DualBinaryWeight", "FlexibleDualBinarization", "lowbit_diagnostics"]
+__all__ = [
+    "BitPlanePacker",
+    "DeviationAwareDistillation",
+    "DualBinaryWeight",
+    "FlexibleDualBinarization",
+    "lowbit_diagnostics",
+]
 
 
 @hookimpl
 def lowbit_weight_quantizers() -> Iterator[type[WeightQuantizer]]:
     """Register Flexible Dual Binarization."""
     yield FlexibleDualBinarization
+
+
+@hookimpl
+def lowbit_distillation_losses() -> Iterator[type[DistillationLoss]]:
+    """Register Deviation-Aware Distillation."""
+    yield DeviationAwareDistillation
 
 
 @hookimpl

@@ -40,6 +40,12 @@ def lowbit_methods() -> Iterator[Method]:
         options={"fidelity": "code"},
         description="PB-LLM as the authors' code computes it: biased means and scales, trailing saliency, float32",
     )
+    yield Method(
+        "pbllm-qat",
+        quantizer="pbllm",
+        options={"saliency": "magnitude", "compensate": False},
+        description="PB-LLM's start of training: a tenth of the weights, the largest, at 8 bits, nothing compensated",
+    )
 
 
 @hookimpl

@@ -13,6 +13,21 @@ from lowbit import Bits, Codes, QuantizedWeight, Scales, repeat_groups, row_chun
 from lowbit_pbllm.gaps import decode_gaps
 
 
+def binary_levels(signs: Tensor, means: Tensor, scales: Tensor, group_size: int) -> Tensor:
+    """Return mean + scale where the sign is set and mean - scale elsewhere, float32 [out, in].
+
+    Args:
+        signs: bool [out, in].
+        means: float32 [out, groups].
+        scales: float32 [out, groups].
+        group_size: Columns a group, or -1 for whole rows.
+    """
+    length = signs.shape[1]
+    upper = repeat_groups(means + scales, group_size, length)
+    lower = repeat_groups(means - scales, group_size, length)
+    return torch.where(signs, upper, lower)
+
+
 @dataclass(frozen=True)
 class PartialBinary(QuantizedWeight):
     """w = mean + scale * sign, or for a salient weight: w = salient scale * (code - zero point).
@@ -66,15 +81,9 @@ class PartialBinary(QuantizedWeight):
             levels[mask] += self.codes[taken : taken + count].float()
             taken += count
             high = salient_scales.float().unsqueeze(1) * (levels - zero_points.float().unsqueeze(1))
-            low = self._binary_levels(signs, means.float(), scales.float())
+            low = binary_levels(signs, means.float(), scales.float(), self.group_size)
             torch.where(mask, high, low, out=rows)
         return dense
-
-    def _binary_levels(self, signs: Tensor, means: Tensor, scales: Tensor) -> Tensor:
-        length = signs.shape[1]
-        upper = repeat_groups(means + scales, self.group_size, length)
-        lower = repeat_groups(means - scales, self.group_size, length)
-        return torch.where(signs, upper, lower)
 
     @property
     def salient_share(self) -> float:

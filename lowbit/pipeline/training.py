@@ -1,0 +1,192 @@
+"""Training as a part of a run: its tokens, the block trainer, and the distillation of the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from lowbit.calibration import CalibrationTokens
+from lowbit.contracts import (
+    LayerReport,
+    QuantizedBlock,
+    QuantizedWeight,
+    ReconstructionSettings,
+    RunEvents,
+)
+from lowbit.distillation.objective import Objective
+from lowbit.distillation.parametrized import ParametrizedWeights, require_trainable
+from lowbit.distillation.reconstruction import BlockReconstruction
+from lowbit.distillation.student import Body, Head, without_dropout
+from lowbit.distillation.trainer import Distillation, Trainer
+from lowbit.distillation.training_store import TrainingStore
+from lowbit.durable import write_json
+from lowbit.modeling.journal import Journal
+from lowbit.models import WeightTarget, read_weight
+from lowbit.pipeline.generate import generate_tokens
+from lowbit.pipeline.load import load
+from lowbit.quantization.block_training import TrainableWeight
+from lowbit.quantization.plan import QuantizationPlan
+from lowbit.recipe import Recipe, build_losses
+from lowbit.registry import registry
+
+DISTILLED = "distilled"
+TRAINING = "training"
+RECORD_FILE = "distillation.json"
+
+
+def training_tokens(
+    recipe: Recipe, parent: Path, calibration: CalibrationTokens | None, length: int, device: str, store: Path
+) -> CalibrationTokens:
+    """Return the tokens that weights are trained on: calibration tokens, generated ones, or first these, then those.
+
+    Args:
+        recipe: Says which.
+        parent: Folder of the model that generates.
+        calibration: The calibration tokens, if the recipe trains on them.
+        length: Tokens a generated sequence, unless the recipe says.
+        device: Where the model generates.
+        store: Where generated tokens are kept.
+    """
+    settings = recipe.training_data
+    if settings.source == "calibration":
+        assert calibration is not None
+        return calibration
+    wanted = settings.generated.seq_len or length
+    generated = generate_tokens(
+        parent,
+        settings.generated,
+        wanted,
+        recipe.seed,
+        device,
+        store,
+        lambda done, batches: None,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    if settings.source == "generated":
+        return generated
+    assert calibration is not None
+    both = torch.cat([calibration.tokens[:, :wanted], generated.tokens])  # [samples, length]
+    return CalibrationTokens(both, f"{calibration.name} and {generated.name}", calibration.domain)
+
+
+def require_trainable_plan(recipe: Recipe, plan: QuantizationPlan) -> None:
+    """Check that everything that a recipe trains can be trained.
+
+    Raises:
+        LowbitError: A quantizer offers no training.
+    """
+    if recipe.trains:
+        for quantizer in plan.quantizers.values():
+            require_trainable(quantizer)
+
+
+def block_trainer(recipe: Recipe, events: RunEvents, device: str) -> BlockReconstruction | None:
+    """Return what reconstructs blocks, if the recipe says so."""
+    settings: ReconstructionSettings | None = recipe.reconstruction
+    return None if settings is None else BlockReconstruction(settings, recipe.seed, events.training_step, device)
+
+
+def distill(
+    recipe: Recipe,
+    parent: Path,
+    plan: QuantizationPlan,
+    journal: Journal,
+    tokens: torch.Tensor,
+    accelerator: Accelerator,
+    events: RunEvents,
+    diagnose: Callable[[QuantizedWeight], Mapping[str, float]],
+) -> Journal:
+    """Train the whole quantized model against its parent, and return the journal of the trained blocks.
+
+    Every process takes part; the main one writes. What was finished by an interrupted run is not done again.
+
+    Args:
+        recipe: Its `distillation` says how.
+        parent: Folder of the teacher.
+        plan: What is quantized.
+        journal: Holds the quantized blocks, and the state that their own training ended with.
+        tokens: int64 [samples, length].
+        accelerator: Processes and device.
+        events: Observers.
+        diagnose: Returns plugins' numbers about one quantized weight.
+    """
+    settings = recipe.distillation
+    assert settings is not None
+    distilled = Journal(journal.path / DISTILLED, recipe.packer.name, 0)
+    if distilled.finished() == len(plan.blocks):
+        return distilled
+    device = str(accelerator.device)
+    teacher = load(parent, "dense", "auto", device, recipe.model.trust_remote_code).requires_grad_(False)
+    student = load(parent, "dense", "float32", device, recipe.model.trust_remote_code).requires_grad_(False)
+    blocks = [journal.block(index) for index in range(len(plan.blocks))]
+    weights = _parametrized(student, plan, blocks)
+    if settings.gradient_checkpointing:
+        without_dropout(student)
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+        student.train()
+    head = Head(teacher)
+    objective = Objective(build_losses(registry(), settings), head, settings.chunk_elements, student.config.vocab_size)
+    work = Distillation(Body(student), Body(teacher), weights, objective, tokens)
+    store = TrainingStore(journal.path / TRAINING)
+    trainer = Trainer(work, settings, recipe.seed, store, accelerator, events.training_step)
+    curve = trainer.run()
+    frozen = weights.freeze()
+    if accelerator.is_main_process:
+        distilled.open({})
+        write_json(distilled.path / RECORD_FILE, curve.to_dict())
+        for block in blocks[distilled.finished() :]:
+            distilled.commit(_trained(block, plan, frozen, teacher, diagnose))
+    accelerator.wait_for_everyone()
+    return distilled
+
+
+def _parametrized(student: Any, plan: QuantizationPlan, blocks: list[QuantizedBlock]) -> ParametrizedWeights:
+    """Make the student's quantized weights trainable, each from where the quantization left it."""
+    weights: list[TrainableWeight] = []
+    state: dict[str, torch.Tensor] = {}
+    for index, block in enumerate(blocks):
+        state.update(block.state)
+        for target in plan.blocks[index]:
+            if target.name in block.weights:
+                weights.append(TrainableWeight(target, plan.quantizers[target.name], block.weights[target.name]))
+    return ParametrizedWeights(student, weights, state)
+
+
+def _trained(
+    block: QuantizedBlock,
+    plan: QuantizationPlan,
+    frozen: Mapping[str, QuantizedWeight],
+    teacher: Any,
+    diagnose: Callable[[QuantizedWeight], Mapping[str, float]],
+) -> QuantizedBlock:
+    """Return a block with its trained weights and what there is to say of them."""
+    targets = {target.name: target for target in plan.blocks[block.index]}
+    reports = [
+        _report(report, targets[report.name], frozen[report.name], teacher, diagnose) for report in block.reports
+    ]
+    weights = {name: frozen[name].to("cpu") for name in block.weights}
+    return replace(block, weights=weights, reports=tuple(reports), state={})
+
+
+def _report(
+    before: LayerReport,
+    target: WeightTarget,
+    quantized: QuantizedWeight,
+    teacher: Any,
+    diagnose: Callable[[QuantizedWeight], Mapping[str, float]],
+) -> LayerReport:
+    weight = read_weight(teacher, target).float()
+    energy = float(weight.square().sum())
+    error = float((weight - quantized.dequantize()).square().sum()) / energy if energy else 0.0
+    return replace(
+        before,
+        nominal_bits=quantized.nominal_bits,
+        relative_error=error,
+        diagnostics=diagnose(quantized),
+        untrained=before.untrained or before.diagnostics,
+    )
