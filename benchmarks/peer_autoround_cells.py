@@ -28,7 +28,7 @@ from lowbit.models.streamed import StreamedModel
 from lowbit.pipeline.bench import BenchOptions, bench
 from lowbit.pipeline.identity import calibration_record
 from lowbit.pipeline.load import load_tokenizer
-from lowbit.pipeline.quantize import calibration_tokens, model_folder
+from lowbit.pipeline.prepare import calibration_tokens, model_folder
 from lowbit.recipe import Recipe
 
 REPORTS = "reports"

@@ -25,7 +25,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from lowbit.models.streamed import build_skeleton
 from lowbit.pipeline.identity import package_versions
-from lowbit.pipeline.quantize import HookEvents, cost_path, journal_path, quantize_to
+from lowbit.pipeline.make_checkpoint import journal_path
+from lowbit.pipeline.quantize import HookEvents, cost_path, quantize_to
 from lowbit.pipeline.resources import resident_bytes
 from lowbit.recipe import resolve_recipe
 from lowbit.registry import registry

@@ -78,6 +78,9 @@ def recipe_options(command: Command) -> Command:
                 "--n_samples", "--nsamples", type=int, help="Calibration sequences (128; of a token file all)."
             ),
             click.option("--seq_len", "--seqlen", type=int, help="Tokens a sequence (min of 2048 and the positions)."),
+            click.option(
+                "--preset", help="A method's preset, such as quick or 7b; `lowbit recipe` shows what it sets."
+            ),
             click.option("--packer", help="Packer that lays out the weights."),
             click.option(
                 "--data_dir", envvar="LOWBIT_DATA_DIR", help="Local mirror of hub data sets; no network then."
@@ -167,6 +170,8 @@ def recipe_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, section in (("eval", evaluation), ("model", model), ("calibration", calibration)):
         if section:
             flags[key] = section
+    if values.get("preset") is not None:
+        flags["preset"] = values["preset"]
     if values.get("packer") is not None:
         flags["packer"] = {"name": values["packer"]}
     if values.get("seed") is not None:

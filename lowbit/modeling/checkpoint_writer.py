@@ -36,6 +36,7 @@ class Provenance:
         calibration: Name, size, seed and hash of the calibration tokens; `None` without calibration.
         coverage: Which share of the decoder is quantized.
         parent: What the model is called, for the model card.
+        training: Tokens, learning curves and diagnostics of the training; `None` if nothing was trained.
     """
 
     recipe: Mapping[str, Any]
@@ -43,6 +44,7 @@ class Provenance:
     calibration: Mapping[str, Any] | None
     coverage: Mapping[str, Any]
     parent: str
+    training: Mapping[str, Any] | None = None
 
 
 def write_checkpoint(
@@ -74,7 +76,11 @@ def write_checkpoint(
     _write_config(source, staging, modules, bits, provenance)
     _write_texts(source.checkpoint.folder, staging)
     write_text(staging / RECIPE_FILE, yaml.safe_dump(dict(provenance.recipe), sort_keys=True, allow_unicode=True))
-    write_json(staging / PROVENANCE_FILE, {"signature": provenance.signature, "layers": layers})
+    told = {"signature": provenance.signature, "layers": layers}
+    write_json(
+        staging / PROVENANCE_FILE,
+        told if provenance.training is None else {**told, "training": provenance.training},
+    )
     write_text(staging / "README.md", _model_card(provenance, bits))
     _publish(staging, output)
     return bits

@@ -25,13 +25,11 @@ from lowbit.pipeline.backends import dense_with_difference, probe_tokens
 from lowbit.pipeline.domains import in_domain_tasks
 from lowbit.pipeline.identity import package_versions, plugin_versions
 from lowbit.pipeline.load import load, load_tokenizer, resolve_dtype
+from lowbit.pipeline.prepare import Preparation, model_folder, prepare
 from lowbit.pipeline.quantize import (
     HookEvents,
-    Preparation,
     QuantizationOutcome,
     failure_reported,
-    model_folder,
-    prepare,
     quantize_to,
     require_writable,
 )
@@ -273,6 +271,7 @@ def _evaluate_checkpoint(
         "bits": outcome.bits.model_dump(),
         "coverage": outcome.coverage,
         "calibration": outcome.calibration,
+        "training": outcome.training,
         "in_domain_tasks": in_domain_tasks(outcome.calibration, tasks),
         "cost": outcome.cost,
         "backend": recipe.backend,

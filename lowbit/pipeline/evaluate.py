@@ -20,7 +20,7 @@ from lowbit.models.streamed import read_config
 from lowbit.pipeline.identity import package_versions, plugin_versions
 from lowbit.pipeline.inspection import inspect_checkpoint
 from lowbit.pipeline.load import is_quantized, load, load_tokenizer
-from lowbit.pipeline.quantize import model_folder
+from lowbit.pipeline.prepare import model_folder
 from lowbit.pipeline.resources import require_device
 from lowbit.recipe import Recipe
 from lowbit.registry import registry

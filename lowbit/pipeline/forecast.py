@@ -10,7 +10,7 @@ import torch
 from lowbit.contracts import LayerStatistics, StatisticsNeed, WeightQuantizer
 from lowbit.modeling.layouts import layout_of, packer_for
 from lowbit.models.streamed import StreamedModel
-from lowbit.pipeline.quantize import calibration_request, model_folder
+from lowbit.pipeline.prepare import calibration_request, model_folder
 from lowbit.pipeline.targets import plan_for
 from lowbit.quantization.plan import Coverage, QuantizationPlan
 from lowbit.recipe import Recipe

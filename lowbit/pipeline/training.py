@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,29 @@ def distill(
             distilled.commit(_trained(block, plan, frozen, teacher, diagnose))
     accelerator.wait_for_everyone()
     return distilled
+
+
+def training_record(
+    recipe: Recipe, tokens: CalibrationTokens, blocks: Journal, distilled: Journal | None
+) -> dict[str, Any]:
+    """Return what a result says of its training: tokens, learning curves, diagnostics.
+
+    Args:
+        recipe: Says what was trained.
+        tokens: What was trained on.
+        blocks: The journal of the quantized blocks.
+        distilled: The journal of the distilled ones, if there was a distillation.
+    """
+    samples, length = tokens.tokens.shape
+    record: dict[str, Any] = {
+        "preset": recipe.preset,
+        "tokens": {"name": tokens.name, "n_samples": samples, "seq_len": length, "sha256": tokens.sha256},
+    }
+    if recipe.reconstruction is not None:
+        record["reconstruction"] = [report["training"] for report in blocks.reports()]
+    if distilled is not None:
+        record["distillation"] = json.loads((distilled.path / RECORD_FILE).read_text(encoding="utf-8"))
+    return record
 
 
 def _parametrized(student: Any, plan: QuantizationPlan, blocks: list[QuantizedBlock]) -> ParametrizedWeights:

@@ -82,7 +82,10 @@ def test_stored_layers_are_dequantized_exactly(worker: ModuleType, missing: int)
 def test_a_stored_checkpoint_is_read_counted_and_compared(worker: ModuleType, tmp_path: Path) -> None:
     layer, weight = stored_layer(48, 64, 32, 1)
     kept = torch.ones(20, 64, dtype=torch.bfloat16)
-    tensors = {f"a.{part}": tensor for part, tensor in layer.items()} | {"b.weight": kept, "norm.weight": kept[0].clone()}
+    tensors = {f"a.{part}": tensor for part, tensor in layer.items()} | {
+        "b.weight": kept,
+        "norm.weight": kept[0].clone(),
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     config = {"packing_format": worker.GPTQ_FORMAT, "bits": 2, "group_size": 32}
     (tmp_path / "quantization_config.json").write_text(json.dumps(config))

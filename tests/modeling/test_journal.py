@@ -19,7 +19,8 @@ from small_models import VOCABULARY, ModelFolder, load_model, logits, make_confi
 from lowbit.contracts import QuantizedBlock
 from lowbit.errors import LowbitError
 from lowbit.modeling.journal import Journal, check_signature
-from lowbit.pipeline.quantize import journal_path, quantize_to
+from lowbit.pipeline.make_checkpoint import journal_path
+from lowbit.pipeline.quantize import quantize_to
 
 TESTS = Path(__file__).resolve().parents[1]
 PLUGIN = TESTS.parent / "benchmarks" / "hessian_rounding.py"

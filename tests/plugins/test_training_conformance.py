@@ -63,6 +63,7 @@ def walk(training: Training, rate: float, steps: int = 5) -> None:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         optimizer.step()
         training.parametrization.project()
+    optimizer.zero_grad()
 
 
 def assert_freezes_to_its_output(training: Training) -> None:
