@@ -53,7 +53,9 @@ def print_forecasts(recipes: Sequence[Recipe], device: str) -> None:
 
     from lowbit.cli.console import add_row, output
 
-    table = Table("model", "method", "coverage", "bits linear", "peak MB", "working disk MB", "checkpoint MB")
+    table = Table(
+        "model", "method", "coverage", "bits linear", "peak MB", "working disk MB", "checkpoint MB", "training TFLOP"
+    )
     for recipe in recipes:
         if recipe.quantizer is None:
             continue
@@ -67,6 +69,7 @@ def print_forecasts(recipes: Sequence[Recipe], device: str) -> None:
             f"{found.peak_memory_bytes / 1e6:.1f}",
             f"{found.working_disk_bytes / 1e6:.1f}",
             f"{found.checkpoint_bytes / 1e6:.1f}",
+            f"{found.training_operations / 1e12:.3g}",
         )
         for name in [*found.coverage.skipped, *found.coverage.others]:
             click.echo(f"not quantized: {name}")

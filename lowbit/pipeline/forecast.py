@@ -12,6 +12,7 @@ from lowbit.modeling.layouts import layout_of, packer_for
 from lowbit.models.streamed import StreamedModel
 from lowbit.pipeline.prepare import calibration_request, model_folder
 from lowbit.pipeline.targets import plan_for
+from lowbit.pipeline.training_forecast import forecast_training
 from lowbit.quantization.plan import Coverage, QuantizationPlan
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
@@ -35,6 +36,7 @@ class Forecast:
         peak_memory_bytes: Estimated peak of anonymous memory above the imported libraries' own.
         working_disk_bytes: Journal and activations at their largest, while the run lasts.
         checkpoint_bytes: The finished safetensors files.
+        training_operations: Floating-point operations of training and of generating tokens for it.
     """
 
     coverage: Coverage
@@ -42,6 +44,7 @@ class Forecast:
     peak_memory_bytes: int
     working_disk_bytes: int
     checkpoint_bytes: int
+    training_operations: float = 0.0
 
 
 def forecast(recipe: Recipe, device: str = "cpu") -> Forecast:
@@ -57,12 +60,14 @@ def forecast(recipe: Recipe, device: str = "cpu") -> Forecast:
     untouched = _untouched_bytes(source, plan)
     activations = _activation_bytes(recipe, source) if plan.needs_statistics else 0
     coverage = plan.coverage()
+    training = forecast_training(recipe, source, plan)
     return Forecast(
         coverage=coverage,
         quantized_bits=8 * packed / coverage.quantized_weights,
-        peak_memory_bytes=_peak_memory(source, plan, recipe, rates),
-        working_disk_bytes=2 * (packed + untouched) + 2 * activations,
+        peak_memory_bytes=max(_peak_memory(source, plan, recipe, rates), training.peak_memory_bytes),
+        working_disk_bytes=2 * (packed + untouched) + 2 * activations + training.working_disk_bytes,
         checkpoint_bytes=packed + untouched,
+        training_operations=training.operations,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from lowbit_baselines import AffineWeight, LearnedStep, UniformWeight
 from lowbit_baselines.learned_grid import CPU_CHUNK_ELEMENTS, LearnedGrid
 from plugins.matrices import assert_packs, assert_same, each_shape, each_special, gaussian, special_weights
-from plugins.test_training_conformance import assert_freezes_to_its_output, in_training, walk
+from plugins.trained import assert_freezes_to_its_output, in_training, walk
 from torch import Tensor
 
 from lowbit.packing import GenericPacker

@@ -9,7 +9,7 @@ import torch
 from lowbit_pbllm import IndexedPartialBinaryWeight, PartialBinarization, PartialBinaryWeight
 from lowbit_pbllm.format import PartialBinary
 from plugins.matrices import each_shape, each_special, gaussian, special_weights
-from plugins.test_training_conformance import Training, assert_freezes_to_its_output, in_training, walk
+from plugins.trained import Training, assert_freezes_to_its_output, in_training, walk
 from torch import Tensor
 
 from lowbit.recipe import resolve_recipe
