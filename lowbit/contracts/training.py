@@ -42,10 +42,21 @@ class GenerationSettings(_Settings):
 class TrainingDataSettings(_Settings):
     """Which tokens weights are trained on."""
 
-    source: Literal["calibration", "generated", "both"] = Field(
-        "calibration", description="calibration tokens, tokens that the parent generates (data-free), or both"
+    source: Literal["calibration", "generated", "both", "auto"] = Field(
+        "auto",
+        description="calibration tokens, tokens that the parent generates (data-free), or both; auto: both where "
+        "calibration text is named or comes with the model, else generated",
+    )
+    seq_len: int | None = Field(
+        None, ge=2, description="tokens a sequence, into which calibration sequences are cut; none: their own length"
     )
     generated: GenerationSettings = GenerationSettings()
+
+    @model_validator(mode="after")
+    def _check_length(self) -> TrainingDataSettings:
+        if self.generated.seq_len is not None:
+            raise ValueError("the length of training sequences is `training_data.seq_len`, also of generated ones")
+        return self
 
 
 class OptimizationSettings(_Settings):

@@ -55,6 +55,19 @@ class Tokens:
         return replace(self, student=student, student_hidden=tuple(hidden))
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a micro-batch before its backward pass.
+
+    Args:
+        sums: As `Objective.sums` returns them, float64 [terms, 2].
+        terms: The terms with their graph, if all tokens fit one chunk.
+    """
+
+    sums: Tensor
+    terms: Sequence[TokenLoss] | None
+
+
 class Objective:
     """The sum of all losses' terms, each the weighted mean of its values over the tokens of an optimizer step.
 
@@ -102,6 +115,13 @@ class Objective:
         """
         return bool(self._uniform)
 
+    def measure(self, tokens: Tokens) -> Measured:
+        """Return the sums of `sums`, and, if the tokens fit one chunk, what spares `backward` to compute them again."""
+        if len(tokens) > self._chunk_tokens:
+            return Measured(self.sums(tokens), None)
+        terms = self._terms(tokens)
+        return Measured(_sums(terms), terms)
+
     @torch.no_grad()
     def sums(self, tokens: Tokens) -> Tensor:
         """Return, without gradient, the sum of weighted values and the sum of weights of each term, float64 [terms, 2].
@@ -111,19 +131,20 @@ class Objective:
         """
         return torch.stack([_sums(self._terms(tokens.part(span))) for span in self._spans(tokens)]).sum(0)
 
-    def backward(self, tokens: Tokens, normalisers: Tensor) -> Tensor:
+    def backward(self, tokens: Tokens, normalisers: Tensor, measured: Measured | None = None) -> Tensor:
         """Add the objective's gradient to the student's parameters and return the same sums as `sums`.
 
         Args:
             tokens: Of one micro-batch; the student's graph is used up.
             normalisers: What each term is divided by, [terms]: its sum of weights over the whole step.
+            measured: What `measure` returned for the same tokens, if it was called.
 
         Raises:
             LowbitError: A loss broke its contract, or a normaliser is not positive.
         """
         divisors: list[float] = normalisers.tolist()
         if len(tokens) <= self._chunk_tokens:
-            return self._backward_chunk(tokens, divisors)
+            return self._backward_chunk(tokens, divisors, None if measured is None else measured.terms)
         gradients = [torch.zeros_like(tensor) for tensor in tokens.trained]
         sums = []
         for span in self._spans(tokens):
@@ -150,9 +171,11 @@ class Objective:
         for start in range(0, max(1, len(tokens)), self._chunk_tokens):
             yield slice(start, start + self._chunk_tokens)
 
-    def _backward_chunk(self, chunk: Tokens, divisors: Sequence[float]) -> Tensor:
+    def _backward_chunk(
+        self, chunk: Tokens, divisors: Sequence[float], known: Sequence[TokenLoss] | None = None
+    ) -> Tensor:
         """Run the backward pass of one chunk's share of the objective, and return its sums."""
-        terms = self._terms(chunk)
+        terms = self._terms(chunk) if known is None else known
         factors = self._factors(divisors)
         parts = [factor * _weighted(term).sum() for factor, term in zip(factors, terms, strict=True)]
         torch.stack(parts).sum().backward()

@@ -11,7 +11,7 @@ from lowbit.contracts import QuantizedWeight, RunEvents
 from lowbit.distillation.processes import is_main_process, make_accelerator, several_processes
 from lowbit.modeling.checkpoint_writer import Provenance, write_checkpoint
 from lowbit.modeling.journal import Journal
-from lowbit.pipeline.prepare import Preparation, calibration_request
+from lowbit.pipeline.prepare import Preparation, training_length
 from lowbit.pipeline.resources import PeakMemory
 from lowbit.pipeline.training import block_trainer, distill, training_record, training_tokens
 from lowbit.quantization.engine import Engine
@@ -84,7 +84,7 @@ def _tokens(recipe: Recipe, ready: Preparation, output: Path, device: str) -> Ca
     """Return the tokens that the run sees: those of training, if it trains."""
     if not recipe.trains:
         return ready.calibration
-    length = calibration_request(recipe, ready.source).seq_len
+    length = training_length(recipe, ready.source)
     return training_tokens(recipe, ready.folder, ready.calibration, length, device, output.parent / GENERATED)
 
 

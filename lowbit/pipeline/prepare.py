@@ -23,7 +23,7 @@ from lowbit.pipeline.identity import calibration_record, run_signature
 from lowbit.pipeline.load import load_tokenizer
 from lowbit.pipeline.resources import require_device
 from lowbit.pipeline.targets import plan_for
-from lowbit.pipeline.training import require_trainable_plan
+from lowbit.pipeline.training import require_trainable_plan, training_source
 from lowbit.quantization.plan import QuantizationPlan
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
@@ -71,8 +71,8 @@ def prepare(recipe: Recipe, device: str = "cpu") -> Preparation:
 
 
 def _needs_calibration(recipe: Recipe, plan: QuantizationPlan) -> bool:
-    trained_on = recipe.trains and recipe.training_data.source != "generated"
-    return trained_on or (plan.needs_statistics and recipe.reconstruction is None)
+    """Say whether calibration tokens are read; of a run that trains, statistics come from its training tokens."""
+    return training_source(recipe) != "generated" if recipe.trains else plan.needs_statistics
 
 
 def calibration_tokens(recipe: Recipe, source: StreamedModel, tokenizer: Any) -> CalibrationTokens:
@@ -89,6 +89,12 @@ def calibration_tokens(recipe: Recipe, source: StreamedModel, tokenizer: Any) ->
 def _calibration_name(recipe: Recipe) -> str:
     default = str(calibration_path()) if recipe.model.path is None else DEFAULT_CALIBRATION
     return recipe.calibration.source or default
+
+
+def training_length(recipe: Recipe, source: StreamedModel) -> int:
+    """Return the tokens of a training sequence: as asked for, but no more than a calibration sequence has."""
+    longest = calibration_request(recipe, source).seq_len
+    return min(recipe.training_data.seq_len or longest, longest)
 
 
 def calibration_request(recipe: Recipe, source: StreamedModel) -> TokenRequest:

@@ -30,14 +30,25 @@ from lowbit.modeling.journal import Journal
 from lowbit.models import WeightTarget, read_weight
 from lowbit.pipeline.generate import generate_tokens
 from lowbit.pipeline.load import load
+from lowbit.pipeline.training_diagnostics import TrainingDiagnostics
 from lowbit.quantization.block_training import TrainableWeight
 from lowbit.quantization.plan import QuantizationPlan
 from lowbit.recipe import Recipe, build_losses
 from lowbit.registry import registry
+from lowbit.results.layer_summary import summarize_layers
 
 DISTILLED = "distilled"
 TRAINING = "training"
 RECORD_FILE = "distillation.json"
+
+
+def training_source(recipe: Recipe) -> str:
+    """Return where training tokens come from: `calibration`, `generated` or `both`."""
+    source = recipe.training_data.source
+    if source != "auto":
+        return source
+    named = recipe.calibration.source is not None or recipe.model.path is None
+    return "both" if named else "generated"
 
 
 def training_tokens(
@@ -49,30 +60,37 @@ def training_tokens(
         recipe: Says which.
         parent: Folder of the model that generates.
         calibration: The calibration tokens, if the recipe trains on them.
-        length: Tokens a generated sequence, unless the recipe says.
+        length: Tokens a sequence; calibration sequences are cut into such pieces.
         device: Where the model generates.
         store: Where generated tokens are kept.
     """
-    settings = recipe.training_data
-    if settings.source == "calibration":
+    settings, source = recipe.training_data, training_source(recipe)
+    if calibration is not None:
+        calibration = replace(calibration, tokens=_pieces(calibration.tokens, length))
+    if source == "calibration":
         assert calibration is not None
         return calibration
-    wanted = settings.generated.seq_len or length
     generated = generate_tokens(
         parent,
         settings.generated,
-        wanted,
+        length,
         recipe.seed,
         device,
         store,
         lambda done, batches: None,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    if settings.source == "generated":
+    if source == "generated":
         return generated
     assert calibration is not None
-    both = torch.cat([calibration.tokens[:, :wanted], generated.tokens])  # [samples, length]
+    both = torch.cat([calibration.tokens, generated.tokens])  # [samples, length]
     return CalibrationTokens(both, f"{calibration.name} and {generated.name}", calibration.domain)
+
+
+def _pieces(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """Cut sequences [samples, longer] into pieces [more samples, length]; what is left of each is dropped."""
+    whole = tokens.shape[1] // length
+    return tokens[:, : whole * length].reshape(-1, length)
 
 
 def require_trainable_plan(recipe: Recipe, plan: QuantizationPlan) -> None:
@@ -135,13 +153,17 @@ def distill(
     work = Distillation(Body(student), Body(teacher), weights, objective, tokens)
     store = TrainingStore(journal.path / TRAINING)
     trainer = Trainer(work, settings, recipe.seed, store, accelerator, events.training_step)
+    watched = TrainingDiagnostics(work, head, settings, student.config.vocab_size, accelerator.device)
+    before = watched.deviation()
     curve = trainer.run()
+    deviation = {"before": before, "after": watched.deviation()}
     frozen = weights.freeze()
+    outputs = watched.outputs(student, teacher, plan, frozen)
     if accelerator.is_main_process:
         distilled.open({})
-        write_json(distilled.path / RECORD_FILE, curve.to_dict())
+        write_json(distilled.path / RECORD_FILE, {**curve.to_dict(), "deviation": deviation})
         for block in blocks[distilled.finished() :]:
-            distilled.commit(_trained(block, plan, frozen, teacher, diagnose))
+            distilled.commit(_trained(block, plan, frozen, teacher, diagnose, outputs))
     accelerator.wait_for_everyone()
     return distilled
 
@@ -165,7 +187,9 @@ def training_record(
     if recipe.reconstruction is not None:
         record["reconstruction"] = [report["training"] for report in blocks.reports()]
     if distilled is not None:
-        record["distillation"] = json.loads((distilled.path / RECORD_FILE).read_text(encoding="utf-8"))
+        stored = json.loads((distilled.path / RECORD_FILE).read_text(encoding="utf-8"))
+        layers = [layer for report in distilled.reports() for layer in report["layers"]]
+        record["distillation"] = {**stored, "summary": summarize_layers(layers)}
     return record
 
 
@@ -187,12 +211,15 @@ def _trained(
     frozen: Mapping[str, QuantizedWeight],
     teacher: Any,
     diagnose: Callable[[QuantizedWeight], Mapping[str, float]],
+    outputs: Mapping[str, Mapping[str, float]],
 ) -> QuantizedBlock:
     """Return a block with its trained weights and what there is to say of them."""
     targets = {target.name: target for target in plan.blocks[block.index]}
-    reports = [
-        _report(report, targets[report.name], frozen[report.name], teacher, diagnose) for report in block.reports
-    ]
+    reports = []
+    for report in block.reports:
+        quantized = frozen[report.name]
+        numbers = {**diagnose(quantized), **outputs.get(report.name, {})}
+        reports.append(_report(report, targets[report.name], quantized, teacher, numbers))
     weights = {name: frozen[name].to("cpu") for name in block.weights}
     return replace(block, weights=weights, reports=tuple(reports), state={})
 
@@ -202,7 +229,7 @@ def _report(
     target: WeightTarget,
     quantized: QuantizedWeight,
     teacher: Any,
-    diagnose: Callable[[QuantizedWeight], Mapping[str, float]],
+    diagnostics: Mapping[str, float],
 ) -> LayerReport:
     weight = read_weight(teacher, target).float()
     energy = float(weight.square().sum())
@@ -211,6 +238,6 @@ def _report(
         before,
         nominal_bits=quantized.nominal_bits,
         relative_error=error,
-        diagnostics=diagnose(quantized),
+        diagnostics=diagnostics,
         untrained=before.untrained or before.diagnostics,
     )

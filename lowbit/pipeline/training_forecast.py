@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lowbit.models.streamed import StreamedModel
-from lowbit.pipeline.prepare import calibration_request
+from lowbit.pipeline.prepare import calibration_request, training_length
+from lowbit.pipeline.training import training_source
 from lowbit.quantization.plan import QuantizationPlan
 from lowbit.recipe import Recipe
 
@@ -59,15 +60,15 @@ def _reconstruction(recipe: Recipe, source: StreamedModel, plan: QuantizationPla
     settings = recipe.reconstruction
     if settings is None:
         return TrainingForecast()
-    request = calibration_request(recipe, source)
+    length = training_length(recipe, source)
     samples = settings.n_samples or _training_samples(recipe, source)
-    stream = samples * request.seq_len * source.config.hidden_size * FLOAT_BYTES
+    stream = samples * length * source.config.hidden_size * FLOAT_BYTES
     trained = max(_trained_weights(plan, index) for index in range(len(plan.blocks)))
     features = max(_features(plan, index) for index in range(len(plan.blocks)))
-    tokens = settings.batch_size * request.seq_len
+    tokens = settings.batch_size * length
     kept = ACTIVATION_COPIES * tokens * features * FLOAT_BYTES
     memory = trained * (TRAINED_COPIES * FLOAT_BYTES + KEPT_FOR_BACKWARD) + kept
-    passes = settings.steps * tokens * STUDENT_OPERATIONS + 2 * samples * request.seq_len * TEACHER_OPERATIONS
+    passes = settings.steps * tokens * STUDENT_OPERATIONS + 2 * samples * length * TEACHER_OPERATIONS
     whole = sum(_trained_weights(plan, index) for index in range(len(plan.blocks)))
     state = whole * FLOAT_BYTES if recipe.distillation is not None else 0
     return TrainingForecast(int(memory), 4 * stream + state, float(passes * whole))
@@ -77,7 +78,7 @@ def _distillation(recipe: Recipe, source: StreamedModel, plan: QuantizationPlan)
     settings = recipe.distillation
     if settings is None:
         return TrainingForecast()
-    length = calibration_request(recipe, source).seq_len
+    length = training_length(recipe, source)
     trained = sum(_trained_weights(plan, index) for index in range(len(plan.blocks)))
     stored = source.stored_bytes(without=set())
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
@@ -102,16 +103,17 @@ def _distillation(recipe: Recipe, source: StreamedModel, plan: QuantizationPlan)
 
 
 def _training_samples(recipe: Recipe, source: StreamedModel) -> int:
-    data = recipe.training_data
-    calibration = calibration_request(recipe, source).n_samples if data.source != "generated" else 0
-    return calibration + (data.generated.n_samples if data.source != "calibration" else 0)
+    kind, request = training_source(recipe), calibration_request(recipe, source)
+    pieces = request.n_samples * (request.seq_len // training_length(recipe, source))
+    generated = recipe.training_data.generated.n_samples
+    return {"calibration": pieces, "generated": generated, "both": pieces + generated}[kind]
 
 
 def _generation_operations(recipe: Recipe, source: StreamedModel) -> float:
-    if not recipe.trains or recipe.training_data.source == "calibration":
+    if not recipe.trains or training_source(recipe) == "calibration":
         return 0.0
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
-    length = calibration_request(recipe, source).seq_len
+    length = training_length(recipe, source)
     return float(recipe.training_data.generated.n_samples * length * parameters * TEACHER_OPERATIONS)
 
 

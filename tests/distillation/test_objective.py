@@ -352,3 +352,18 @@ def test_a_divergence_reaches_the_trainer_as_a_number() -> None:
     sums = objective.sums(student.tokens())
     assert math.isnan(objective.value(sums))
     objective.backward(student.tokens(), sums[:, 1])
+
+
+@each_mixture
+@each_chunk
+def test_a_measured_micro_batch_gives_the_same_sums_and_gradient(name: str, chunk_tokens: int) -> None:
+    student = Student()
+    objective = objective_of(student, name, chunk_tokens)
+    sums = objective.sums(student.tokens())
+    objective.backward(student.tokens(), sums[:, 1])
+    expected = student.gradient()
+    tokens = student.tokens()
+    measured = objective.measure(tokens)
+    assert torch.allclose(measured.sums, sums)
+    assert torch.allclose(objective.backward(tokens, sums[:, 1], measured), sums)
+    assert torch.allclose(student.gradient(), expected, atol=1e-7)
