@@ -151,7 +151,7 @@ def _print_rows(rows: Sequence[Sequence[str]], markdown: bool) -> None:
         return
     table = Table()
     for title in TITLES:
-        table.add_column(title, justify="left" if title == "method" else "right")
+        table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
         GroupSize,
         from_groups,
         group_lengths,
+        group_pieces,
+        group_views,
         repeat_groups,
         row_chunks,
         to_groups,
@@ -88,7 +90,9 @@ _HOMES = {
     "lowbit.quantization.compensation": (
         "BlockError ColumnBlock RoundColumn column_blocks compensate_blocks compensate_columns working_copy"
     ),
-    "lowbit.quantization.groups": "GroupSize from_groups group_lengths repeat_groups row_chunks to_groups",
+    "lowbit.quantization.groups": (
+        "GroupSize from_groups group_lengths group_pieces group_views repeat_groups row_chunks to_groups"
+    ),
     "lowbit.quantization.inverse_factor": "Factorization InverseFactor Precision inverse_factor",
     "lowbit.quantization.magnitude": "unit_scale",
     "lowbit.quantization.parallel": "map_chunks",
@@ -147,6 +151,8 @@ __all__ = [
     "compensate_columns",
     "from_groups",
     "group_lengths",
+    "group_pieces",
+    "group_views",
     "hookimpl",
     "inverse_factor",
     "load",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import torch
@@ -20,6 +20,8 @@ GroupSize = Annotated[int, AfterValidator(_check_group_size)]
 
 # Half a megabyte of float32 stays in a core's second-level cache; larger and smaller chunks measured slower.
 CHUNK_ELEMENTS = 2**17
+# For a few operations on a matrix that takes part in a training step, starting each of them costs more.
+PIECE_ELEMENTS = 2**17
 
 
 def group_count(length: int, group_size: int) -> int:
@@ -78,3 +80,37 @@ def row_chunks(weight: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """
     rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[1]))
     yield from zip(*(torch.split(tensor, rows) for tensor in (weight, *others)), strict=True)
+
+
+def group_views(matrix: Tensor, group_size: int) -> list[Tensor]:
+    """Return views of a matrix [out, in]: its whole groups [out, groups, columns], then a shorter last one if any."""
+    length = matrix.shape[1]
+    size = _columns(length, group_size)
+    whole = length - length % size
+    views = [matrix[:, :whole].unflatten(1, (-1, size))]
+    return views if whole == length else [*views, matrix[:, whole:].unsqueeze(1)]
+
+
+def group_pieces(
+    matrices: Sequence[Tensor], scales: Sequence[Tensor], group_size: int
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """Yield views of the same groups of several matrices and of their scales: on a CPU so few that they stay in cache.
+
+    Args:
+        matrices: [out, in] each.
+        scales: [out, groups] each.
+        group_size: Columns a group, or -1 for whole rows.
+
+    Yields:
+        The matrices' views [rows, groups, columns] and the scales' [rows, groups, 1], both to be written to as well.
+    """
+    out, length = matrices[0].shape
+    on_cpu = matrices[0].device.type == "cpu"
+    rows = max(1, PIECE_ELEMENTS // max(1, length)) if on_cpu else max(1, out)
+    for start in range(0, out, rows):
+        views = [group_views(matrix[start : start + rows], group_size) for matrix in matrices]
+        first = 0
+        for groups in zip(*views, strict=True):
+            last = first + groups[0].shape[1]
+            yield groups, tuple(scale[start : start + rows, first:last].unsqueeze(-1) for scale in scales)
+            first = last

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lowbit import group_pieces
+
 ZeroPoint = Literal["float", "integer"]
 Clipping = Literal["levels", "cells"]
-
-# A megabyte of float32 and the few temporaries beside it stay in the caches of the cores that share it.
-CPU_CHUNK_ELEMENTS = 2**18
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class LearnedGrid:
     def quantized_codes(self, weight: Tensor, steps: Tensor, shifts: Tensor) -> Tensor:
         """Return the codes uint8 [out, in] of a matrix for steps and shifts [out, groups] as they are stored."""
         codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-        for found, groups, step, shift in self._pieces((codes, weight), (steps, shifts)):
+        for (found, groups), (step, shift) in group_pieces((codes, weight), (steps, shifts), self.group_size):
             found.copy_(self.codes(groups, step, shift))
         return codes
 
@@ -120,29 +118,6 @@ class LearnedGrid:
         divisors = torch.where(steps > 0, steps, torch.inf)
         return groups / divisors if self.zero_point == "integer" else (groups - shifts).div_(divisors)
 
-    def _pieces(self, matrices: tuple[Tensor, ...], scales: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield views of the same groups: matrices [rows, groups, columns], then scales [rows, groups, 1]."""
-        out, length = matrices[0].shape
-        on_cpu = matrices[0].device.type == "cpu"
-        rows = max(1, CPU_CHUNK_ELEMENTS // max(1, length)) if on_cpu else max(1, out)
-        for start in range(0, out, rows):
-            stop = start + rows
-            groups = [group_views(matrix[start:stop], self.group_size) for matrix in matrices]
-            first = 0
-            for views in zip(*groups, strict=True):
-                last = first + views[0].shape[1]
-                yield *views, *(scale[start:stop, first:last].unsqueeze(-1) for scale in scales)
-                first = last
-
-
-def group_views(matrix: Tensor, group_size: int) -> list[Tensor]:
-    """Return views of a matrix [out, in]: its whole groups [out, groups, columns], then a shorter last one if any."""
-    length = matrix.shape[1]
-    size = length if group_size == -1 else min(group_size, length)
-    whole = length - length % size
-    views = [matrix[:, :whole].unflatten(1, (-1, size))]
-    return views if whole == length else [*views, matrix[:, whole:].unsqueeze(1)]
-
 
 class _Quantize(torch.autograd.Function):
     """Fake quantization with the gradients of learned-step quantization (arXiv 1902.08153, 2004.09576).
@@ -160,7 +135,7 @@ class _Quantize(torch.autograd.Function):
         """Return the dequantized matrix, float32 [out, in]."""
         stored = grid.stored(steps, shifts)
         quantized = torch.empty(weight.shape, device=weight.device)
-        for found, groups, step, shift in grid._pieces((quantized, weight), stored):
+        for (found, groups), (step, shift) in group_pieces((quantized, weight), stored, grid.group_size):
             found.copy_(grid.levels(grid.codes(groups, step, shift), step, shift))
         ctx.save_for_backward(weight, *stored, alive)
         ctx.grid = grid
@@ -176,9 +151,8 @@ class _Quantize(torch.autograd.Function):
         to_weight = torch.empty_like(gradient) if ctx.needs_input_grad[0] else None
         matrices = (weight, gradient) if to_weight is None else (weight, gradient, to_weight)
         scales = (steps, shifts, to_steps, to_shifts) if alive is None else (steps, shifts, to_steps, to_shifts, alive)
-        for piece in ctx.grid._pieces(matrices, scales):
-            groups, incoming, *outgoing = piece[: len(matrices)]
-            step, shift, step_gradient, shift_gradient, *living = piece[len(matrices) :]
+        for (groups, incoming, *outgoing), parts in group_pieces(matrices, scales, ctx.grid.group_size):
+            step, shift, step_gradient, shift_gradient, *living = parts
             found = ctx.grid.gradients(groups, incoming, step, shift, living[0] if living else None)
             step_gradient.copy_(found[1])
             shift_gradient.copy_(found[2])

@@ -16,12 +16,13 @@ from lowbit import (
     QuantizedWeight,
     ScaleDtype,
     WeightQuantizer,
+    group_views,
     map_chunks,
     row_chunks,
     storable_dtype,
 )
 from lowbit_baselines.affine import AffineWeight
-from lowbit_baselines.learned_grid import Clipping, LearnedGrid, ZeroPoint, group_views
+from lowbit_baselines.learned_grid import Clipping, LearnedGrid, ZeroPoint
 from lowbit_baselines.ranges import better_fit, least_error, min_max
 from lowbit_baselines.uniform import UniformWeight
 

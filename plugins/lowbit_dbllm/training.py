@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lowbit import Parametrization, from_groups, to_groups
+from lowbit import Parametrization
 from lowbit_dbllm.format import DualBinaryWeight
 from lowbit_dbllm.gradients import GradientRule, dual_binarization
 
@@ -42,11 +42,8 @@ class TrainableDualBinarization(Parametrization):
 
     def forward(self, latent_weight: Tensor) -> Tensor:
         """Return the matrix with the scales as they are stored, [out, in]."""
-        groups = to_groups(latent_weight, self.group_size)  # [out, groups, group_size]
-        sign = self.sign.unsqueeze(-1)
-        alpha1, alpha2 = (_as_stored(scale, self.scale_dtype).unsqueeze(-1) for scale in (self.alpha1, self.alpha2))
-        quantized = dual_binarization(groups * sign, alpha1, alpha2, self.rule)
-        return from_groups(quantized * sign, latent_weight.shape[1])
+        alpha1, alpha2 = (_as_stored(scale, self.scale_dtype) for scale in (self.alpha1, self.alpha2))
+        return dual_binarization(latent_weight, alpha1, alpha2, self.sign, self.group_size, self.rule)
 
     @torch.no_grad()
     def project(self) -> None:

@@ -1,4 +1,4 @@
-"""The bit-plane packer: its words, its layout and its round trip; and the diagnostics of the planes."""
+"""The bit-plane packer: its words, its layout and its round trip."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowbit_dbllm import BitPlanePacker, DualBinaryWeight, lowbit_diagnostics
-
-from lowbit import DenseWeight
+from lowbit_dbllm import BitPlanePacker, DualBinaryWeight
 
 
 def random_weight(out: int, length: int, group_size: int, seed: int) -> DualBinaryWeight:
@@ -56,23 +54,3 @@ def test_strided_scales_are_stored_contiguously() -> None:
     strided = DualBinaryWeight(weight.plane1, weight.plane2, weight.alpha1.t().contiguous().t(), weight.alpha2, 16)
     assert not strided.alpha1.is_contiguous()
     assert BitPlanePacker().pack(strided).tensors["alpha1"].is_contiguous()
-
-
-def test_diagnostics_count_ones_and_mirrored_groups() -> None:
-    weight = DualBinaryWeight(
-        plane1=torch.tensor([[True, False, False, False]]),
-        plane2=torch.tensor([[True, True, True, False]]),
-        alpha1=torch.tensor([[1.0, -1.0]]),
-        alpha2=torch.tensor([[-0.5, 0.5]]),
-        group_size=2,
-    )
-    assert lowbit_diagnostics(weight) == {
-        "plane1_density": 0.25,
-        "plane2_density": 0.75,
-        "sparsity": 0.5,
-        "mirrored_groups": 0.5,
-    }
-
-
-def test_diagnostics_say_nothing_about_other_formats() -> None:
-    assert lowbit_diagnostics(DenseWeight(torch.ones(1, 1), 16.0)) == {}
