@@ -40,6 +40,7 @@ def command(**values: Any) -> int:
     from lowbit.cli.grid import grid_recipes, only_described
     from lowbit.cli.progress import ProgressEvents
     from lowbit.cli.startup import start
+    from lowbit.distillation.processes import is_main_process, part_from_others
     from lowbit.embedded import task_configs
     from lowbit.pipeline.bench import BenchOptions, bench
 
@@ -57,7 +58,8 @@ def command(**values: Any) -> int:
         extra_tasks=task_configs(),
     )
     rows = list(bench(recipes, options))
-    return _show(rows, values["markdown"])
+    part_from_others()
+    return _show(rows, values["markdown"]) if is_main_process() else 0
 
 
 def _show(rows: list[Any], markdown: bool) -> int:

@@ -10,6 +10,7 @@ import click
 import yaml
 
 from lowbit.cli.startup import read_config, read_overrides
+from lowbit.distillation.processes import is_main_process
 from lowbit.embedded import DEFAULT_TASKS
 from lowbit.pipeline.api import resolve_grid
 from lowbit.pipeline.forecast import forecast
@@ -39,6 +40,8 @@ def only_described(recipes: Sequence[Recipe], values: Mapping[str, Any]) -> bool
         recipes: The run's recipes.
         values: The options' values; `show_config`, `dry_run` and `device` are read.
     """
+    if not is_main_process():
+        return bool(values["show_config"] or values["dry_run"])
     if values["show_config"]:
         documents = [recipe.to_dict() for recipe in recipes]
         click.echo(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True), nl=False)

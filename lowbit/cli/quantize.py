@@ -32,6 +32,7 @@ def command(**values: Any) -> int:
     from lowbit.cli.grid import grid_recipes, only_described
     from lowbit.cli.progress import ProgressEvents
     from lowbit.cli.startup import start
+    from lowbit.distillation.processes import is_main_process, part_from_others
     from lowbit.errors import LowbitError
     from lowbit.pipeline.quantize import quantize_to
 
@@ -46,6 +47,9 @@ def command(**values: Any) -> int:
         return 0
     events = ProgressEvents(recipes[0], Console(stderr=True))
     outcome = quantize_to(recipes[0], Path(values["output"]), events, values["device"])
+    part_from_others()
+    if not is_main_process():
+        return 0
     click.echo(f"{outcome.checkpoint}: {100 * outcome.coverage['share']:.2f} % of the decoder's weights quantized")
     for layer in outcome.layers:
         if layer["calibration_tokens"] == 0:

@@ -67,6 +67,7 @@ def _run(plan: Plan, values: dict[str, Any]) -> int:
     from rich.console import Console
 
     from lowbit.cli.progress import ProgressEvents
+    from lowbit.distillation.processes import is_main_process, part_from_others
     from lowbit.embedded import task_configs
     from lowbit.pipeline.bench import BenchOptions
     from lowbit.pipeline.reproduce import reproduce
@@ -83,6 +84,9 @@ def _run(plan: Plan, values: dict[str, Any]) -> int:
         extra_tasks=task_configs(),
     )
     found = reproduce(plan, options)
+    part_from_others()
+    if not is_main_process():
+        return 0
     path = write_reproduction(found, folder, values["device"])
     return _show(found, str(path))
 

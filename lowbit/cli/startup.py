@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from lowbit.distillation.processes import is_main_process
 from lowbit.recipe import Override, parse_override, read_recipe_file
 from lowbit.registry import Registry, registry
 
@@ -23,7 +24,7 @@ def start(plugins: Iterable[str]) -> Registry:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = registry()
-    for broken in found.broken:
+    for broken in found.broken if is_main_process() else ():
         click.echo(f"lowbit: warning: plugin {broken.source} is not used: {broken.reason}", err=True)
     for plugin in plugins:
         found.load(plugin)

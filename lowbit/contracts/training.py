@@ -126,6 +126,9 @@ class DistillationSettings(OptimizationSettings):
     chunk_elements: int = Field(
         2**24, ge=1, description="most logits of one model held at once: tokens a chunk times vocabulary"
     )
+    teacher_memory: int = Field(
+        2**29, ge=0, description="bytes up to which the teacher's last hidden states of all sequences are kept"
+    )
     held_out: int | None = Field(
         None, ge=1, description="sequences that are not trained on but watched; none: a sixteenth, at most 64"
     )

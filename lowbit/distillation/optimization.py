@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.contracts import OptimizationSettings
+from lowbit.distillation.sharding import whole
 
 FIRST_STEPS = 5
 """How many steps say what an ordinary loss is."""
@@ -38,7 +39,7 @@ def make_optimizer(
 
 def _size(tensor: Tensor) -> float:
     """Return the root mean square of a tensor, or 1 of one that is zero."""
-    return float(tensor.detach().float().square().mean().sqrt()) or 1.0
+    return float(whole(tensor.detach()).float().square().mean().sqrt()) or 1.0
 
 
 def rate_at(step: int, settings: OptimizationSettings) -> float:
@@ -72,5 +73,6 @@ def has_diverged(loss: float, gradient_norm: float, losses: Sequence[float], set
     """
     if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
         return True
-    usual = median(losses[:FIRST_STEPS]) if len(losses) >= FIRST_STEPS else math.inf
-    return loss > settings.explosion * abs(usual)
+    usual = abs(median(losses[:FIRST_STEPS])) if len(losses) >= FIRST_STEPS else math.inf
+    # A student that started as its teacher has a loss of 0, of which no multiple says anything.
+    return loss > settings.explosion * (usual or math.inf)

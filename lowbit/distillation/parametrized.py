@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lowbit.contracts import Parametrization, QuantizedWeight, WeightQuantizer
+from lowbit.distillation.sharding import as_split_as, whole
 from lowbit.errors import LowbitError
 from lowbit.models import WeightTarget, read_weight
 from lowbit.quantization.block_training import TrainableWeight
@@ -88,12 +89,6 @@ class ParametrizedWeights:
         stored: nn.Parameter = module.parametrizations[target.parameter].original
         return stored
 
-    def latent(self, target: WeightTarget) -> Tensor:
-        """Return a target's latent weight as a view, [out, in]."""
-        stored = self._stored(target).detach()
-        matrix = stored if target.expert is None else stored[target.expert]
-        return matrix.T if target.transposed else matrix
-
     def latent_weights(self) -> dict[str, nn.Parameter]:
         """Return the latent weights that are trained, by name; experts of one parameter are one tensor."""
         stored = {weight.target.parameter_name: self._stored(weight.target) for weight in self._weights}
@@ -114,27 +109,29 @@ class ParametrizedWeights:
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of everything that is trained, by name, on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._trained().items()}
+        return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in self.trained().items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Put trained values back; what has no value stays as it is."""
-        for name, tensor in self._trained().items():
+        for name, tensor in self.trained().items():
             if name in state:
-                tensor.copy_(state[name])
+                tensor.copy_(as_split_as(state[name], tensor))
 
-    def _trained(self) -> dict[str, nn.Parameter]:
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return everything that is trained, by name."""
         return self.latent_weights() | self.scales()
 
     @torch.no_grad()
     def freeze(self) -> dict[str, QuantizedWeight]:
         """Return every weight as it is quantized now, by target name."""
-        return {
-            weight.target.name: weight.quantizer.freeze(
-                self.latent(weight.target).contiguous(), self._parts[weight.target.name]
-            )
-            for weight in self._weights
-        }
+        frozen = {}
+        for group in _by_parameter(self._weights).values():
+            stored = whole(self._stored(group[0].target).detach())
+            for weight in group:
+                name, latent = weight.target.name, _matrix(stored, weight.target)
+                frozen[name] = weight.quantizer.freeze(latent.contiguous(), self._parts[name])
+        return {weight.target.name: frozen[weight.target.name] for weight in self._weights}
 
     def detach(self) -> None:
         """Take the parametrizations out again; each parameter holds its latent weight."""
@@ -155,6 +152,12 @@ def require_trainable(quantizer: WeightQuantizer) -> None:
             f"quantizer {quantizer.name} offers no training: it has no `parametrize`; leave out `reconstruction` and "
             "`distillation`, or choose another quantizer"
         )
+
+
+def _matrix(stored: Tensor, target: WeightTarget) -> Tensor:
+    """Return a target's matrix as a view of the parameter that holds it, [out, in]."""
+    matrix = stored if target.expert is None else stored[target.expert]
+    return matrix.T if target.transposed else matrix
 
 
 def _by_parameter(weights: Sequence[TrainableWeight]) -> dict[str, list[TrainableWeight]]:

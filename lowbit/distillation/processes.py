@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator, InitProcessGroupKwargs
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LONGEST_WAIT = timedelta(days=14)
 """Processes wait for the main one while it quantizes, which takes hours for large models."""
@@ -17,8 +19,13 @@ def several_processes() -> bool:
 
 
 def is_main_process() -> bool:
-    """Say whether this process is the one that writes; a single one is."""
+    """Say whether this process is the one that writes and prints; a single one is."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_sharded() -> bool:
+    """Say whether the processes share out the student's weights: `accelerate launch --use_fsdp`."""
+    return several_processes() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
 
 
 def make_accelerator(device: str) -> Accelerator:
@@ -27,5 +34,30 @@ def make_accelerator(device: str) -> Accelerator:
     Args:
         device: `cpu`, or a kind of accelerator, of which each process takes its own.
     """
+    import torch
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    wanted = torch.device(device)
+    if wanted.type == "cuda" and wanted.index is not None and not several_processes():
+        torch.cuda.set_device(wanted)
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=handlers)
+    return Accelerator(cpu=wanted.type == "cpu", kwargs_handlers=handlers)
+
+
+def from_main_process(value: Any) -> Any:
+    """Return the main process's value to every process; they must have met in `make_accelerator` before.
+
+    Args:
+        value: A plain value; only the main process's counts.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def part_from_others() -> None:
+    """Close the connection between the processes, at the end of a command that went well."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

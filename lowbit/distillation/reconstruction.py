@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowbit.contracts import ReconstructionSettings, TrainingStep
+from lowbit.distillation.gradients import average_gradients, clip_gradients
 from lowbit.distillation.optimization import has_diverged, make_optimizer, rate_at, set_rate
 from lowbit.distillation.parametrized import ParametrizedWeights
 from lowbit.distillation.sample_order import SampleOrder
+from lowbit.distillation.student import precision_context
 from lowbit.errors import LowbitError
+from lowbit.models import WeightTarget, write_weight
+from lowbit.models.freed_memory import kept_freed_memory
 from lowbit.quantization.block_training import BlockTask, TrainedBlock
 
 JUDGED_SAMPLES = 16
@@ -57,24 +62,30 @@ class BlockReconstruction:
         samples = min(task.samples, self._settings.n_samples or task.samples)
         judged = list(range(min(samples, JUDGED_SAMPLES)))
         run = _batched(task, judged[:2], self._device)
-        weights = ParametrizedWeights(task.model, task.weights, {})
         scale = self._scale(task, judged)
-        before = self._judge(task, run, judged, scale)
-        start = weights.state()
-        losses = self._steps(task, run, weights, SampleOrder(samples, self._settings.batch_size, self._seed), scale)
-        after = self._judge(task, run, judged, scale)
-        improved = after < before
-        if not improved:
-            weights.load(start)
+        with _put_back(task):
+            for weight in task.weights:
+                write_weight(task.model, weight.target, weight.quantized.dequantize())
+            before = self._judge(task, run, judged, scale)
+        with _put_back(task):
+            weights = ParametrizedWeights(task.model, task.weights, {})
+            start = weights.state()
+            order = SampleOrder(samples, self._settings.batch_size, self._seed)
+            with kept_freed_memory():
+                losses = self._steps(task, run, weights, order, scale)
+            after = self._judge(task, run, judged, scale)
+            improved = after < before
+            made, state = weights.freeze(), weights.state()
+            weights.detach()
         record = {
             "loss_before": before,
-            "loss_after": after,
+            "loss_after": after if math.isfinite(after) else None,
             "kept": "trained" if improved else "untrained",
             "losses": [float(f"{loss:.6g}") for loss in losses],
         }
-        trained = TrainedBlock(weights.freeze(), weights.state(), record)
-        weights.detach()
-        return trained
+        if improved:
+            return TrainedBlock(made, state, record)
+        return TrainedBlock({weight.target.name: weight.quantized for weight in task.weights}, start, record)
 
     def _steps(
         self,
@@ -92,24 +103,26 @@ class BlockReconstruction:
         for step in range(settings.steps):
             share = rate_at(step, settings)
             set_rate(optimizer, share)
-            loss = self._loss(task, run, order.batch(step)) / scale
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(trained, settings.gradient_clip or torch.inf)
-            if has_diverged(float(loss), float(norm), losses, settings):
+            error = self._loss(task, run, order.batch(step)) / scale
+            error.backward()
+            loss = float(error.detach())
+            average_gradients(trained, processes=1)
+            norm = clip_gradients(trained, settings.gradient_clip)
+            if has_diverged(loss, norm, losses, settings):
                 raise LowbitError(
                     f"the reconstruction of block {task.index} diverged in step {step + 1} of {settings.steps}: loss "
-                    f"{float(loss):.4g}, gradient norm {float(norm):.4g}; blocks before it are kept: lower "
+                    f"{loss:.4g}, gradient norm {norm:.4g}; blocks before it are kept: lower "
                     "reconstruction.weight_rate and reconstruction.scale_rate"
                 )
             optimizer.step()
             optimizer.zero_grad()
             weights.project()
-            losses.append(float(loss))
-            self._on_step(TrainingStep("reconstruction", task.index, step + 1, settings.steps, losses[-1], None, share))
+            losses.append(loss)
+            self._on_step(TrainingStep("reconstruction", task.index, step + 1, settings.steps, loss, None, share))
         return losses
 
     def _loss(self, task: BlockTask, run: Callable[[Tensor], Tensor], positions: Sequence[int]) -> Tensor:
-        with self._autocast():
+        with precision_context(self._device, self._settings.precision):
             outputs = run(task.inputs(positions).to(self._device))
         return (outputs.float() - task.outputs(positions).to(self._device)).square().mean()
 
@@ -125,10 +138,20 @@ class BlockReconstruction:
         added = [task.outputs([position]) - task.inputs([position]) for position in positions]
         return float(torch.stack([difference.square().mean() for difference in added]).mean()) or 1.0
 
-    def _autocast(self) -> torch.autocast | nullcontext[None]:
-        if self._settings.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self._device.type, torch.bfloat16)
+
+@contextmanager
+def _put_back(task: BlockTask) -> Iterator[None]:
+    """Give the block its full-precision weights again when the context closes."""
+    named = {weight.target.parameter_name: weight.target for weight in task.weights}
+    kept = {name: _parameter(task, target).detach().clone() for name, target in named.items()}
+    yield
+    for name, target in named.items():
+        _parameter(task, target).requires_grad_(False).copy_(kept[name])
+
+
+def _parameter(task: BlockTask, target: WeightTarget) -> nn.Parameter:
+    parameter: nn.Parameter = getattr(task.model.get_submodule(target.module), target.parameter)
+    return parameter
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,6 +26,11 @@ class Body(nn.Module):
         super().__init__()
         self.base = model.base_model if model.base_model is not model else _inner(model)
         self._blocks = find_decoder(model).blocks
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The decoder blocks, in order."""
+        return list(self._blocks)
 
     def forward(self, tokens: Tensor, with_hidden: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the body.

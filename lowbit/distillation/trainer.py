@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowbit.contracts import DistillationSettings, TrainingStep
 from lowbit.distillation.curve import Curve
+from lowbit.distillation.gradients import average_gradients, clip_gradients
 from lowbit.distillation.objective import Objective, Tokens
 from lowbit.distillation.optimization import has_diverged, make_optimizer, rate_at, set_rate
 from lowbit.distillation.parametrized import ParametrizedWeights
+from lowbit.distillation.processes import is_sharded
+from lowbit.distillation.remembered_teacher import RememberedTeacher
 from lowbit.distillation.sample_order import SampleOrder
+from lowbit.distillation.sharding import as_split_as, shard, whole
 from lowbit.distillation.student import Body, precision_context
 from lowbit.distillation.training_store import TrainingStore
 from lowbit.errors import LowbitError
@@ -37,7 +42,7 @@ class Distillation:
     """
 
     student: Body
-    teacher: Body
+    teacher: Body | RememberedTeacher
     weights: ParametrizedWeights
     objective: Objective
     tokens: Tensor
@@ -85,9 +90,13 @@ class Trainer:
                 f"distillation.batch_size {settings.batch_size} cannot be shared out among {accelerator.num_processes} "
                 "processes; give a multiple"
             )
-        optimizer = make_optimizer(work.weights.latent_weights(), work.weights.scales(), settings)
-        self._names = [group["name"] for group in optimizer.param_groups]
-        self._student, self._optimizer = accelerator.prepare(work.student, optimizer)
+        if is_sharded():
+            shard(work.student, work.weights.scales().values(), self._device, accelerator.num_processes)
+        self._optimizer = make_optimizer(work.weights.latent_weights(), work.weights.scales(), settings)
+        self._trained: dict[str, nn.Parameter] = {
+            group["name"]: group["params"][0] for group in self._optimizer.param_groups
+        }
+        self._started = time.monotonic()
 
     def run(self) -> Curve:
         """Train, leave the weights in their best state, and return the learning curve.
@@ -96,6 +105,7 @@ class Trainer:
             LowbitError: The training diverges; the message names the step and the last good state.
         """
         curve = self._resume()
+        self._started = time.monotonic() - self._store.seconds()
         if not curve.held_out:
             self._look(curve, 0)
         while len(curve.losses) < self._settings.steps and not curve.exhausted(self._settings.patience):
@@ -110,13 +120,9 @@ class Trainer:
         share = rate_at(step, settings)
         set_rate(self._optimizer, share)
         loss = self._gradients(self._training[self._order.batch(step)])
-        norm = self._accelerator.clip_grad_norm_(self._student.parameters(), settings.gradient_clip or torch.inf)
-        if has_diverged(loss, float(norm), curve.losses, settings):
-            raise LowbitError(
-                f"the distillation diverged in step {step + 1} of {settings.steps}: loss {loss:.4g}, gradient norm "
-                f"{float(norm):.4g}; its best state, of step {curve.best_step}, is kept as "
-                f"{self._store.best_file(curve.best_step)}: lower distillation.weight_rate and distillation.scale_rate"
-            )
+        norm = clip_gradients(list(self._trained.values()), settings.gradient_clip)
+        if has_diverged(loss, norm, curve.losses, settings):
+            raise self._divergence(curve, step + 1, f"loss {loss:.4g}, gradient norm {norm:.4g}")
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._work.weights.project()
@@ -128,35 +134,42 @@ class Trainer:
             self._save(curve)
         self._on_step(TrainingStep("distillation", None, taken, settings.steps, loss, held_out, share))
 
+    def _divergence(self, curve: Curve, step: int, found: str) -> LowbitError:
+        return LowbitError(
+            f"the distillation diverged in step {step} of {self._settings.steps}: {found}; its best state, of step "
+            f"{curve.best_step}, is kept as {self._store.best_file(curve.best_step)}: lower distillation.weight_rate "
+            "and distillation.scale_rate"
+        )
+
     def _gradients(self, batch: Tensor) -> float:
         """Fill the gradients for one global batch [samples, length] and return its loss."""
         share = len(batch) // self._accelerator.num_processes
         own = batch.split(share)[self._accelerator.process_index]
         micro_batches = own.split(self._settings.micro_batch_size or share)
-        if len(micro_batches) > 1 and not self._work.objective.uniform:
-            normalisers = self._reduced(torch.stack([self._sums(micro) for micro in micro_batches]).sum(0))[:, 1]
-            return self._backward(micro_batches, lambda _: normalisers, batch)
-        return self._backward(micro_batches, lambda tokens: self._normalisers(tokens, batch), batch)
+        loss = self._backward(micro_batches, self._normalisers(micro_batches, batch))
+        average_gradients(list(self._trained.values()), self._accelerator.num_processes)
+        return loss
 
-    def _normalisers(self, tokens: Tokens, batch: Tensor) -> Tensor:
-        """Return the sums of weights over the whole step, [terms]."""
+    def _normalisers(self, micro_batches: Sequence[Tensor], batch: Tensor) -> Tensor | None:
+        """Return the sums of weights over the whole step, [terms]; `None` where the only micro-batch tells them."""
         objective = self._work.objective
         if objective.uniform:
             return torch.full((objective.terms,), float(batch[:, 1:].numel()), dtype=torch.float64)
-        return self._reduced(objective.sums(tokens))[:, 1]
+        if len(micro_batches) == 1:
+            return None
+        return self._reduced(torch.stack([self._sums(micro) for micro in micro_batches]).sum(0))[:, 1]
 
-    def _backward(
-        self, micro_batches: Sequence[Tensor], normalisers: Callable[[Tokens], Tensor], batch: Tensor
-    ) -> float:
-        sums = []
-        for number, micro in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            with nullcontext() if last else self._accelerator.no_sync(self._student):
-                tokens = self._forward(micro)
-                # Gradients are averaged over processes, sums are not.
-                divisors = normalisers(tokens) / self._accelerator.num_processes
-                sums.append(self._work.objective.backward(tokens, divisors))
-        return self._work.objective.value(self._reduced(torch.stack(sums).sum(0)))
+    def _backward(self, micro_batches: Sequence[Tensor], normalisers: Tensor | None) -> float:
+        """Add the gradients of this process's micro-batches, and return the loss of the whole step."""
+        objective, measured, sums = self._work.objective, None, []
+        for micro in micro_batches:
+            tokens = self._forward(micro)
+            if normalisers is None:
+                measured = objective.measure(tokens)
+                normalisers = self._reduced(measured.sums)[:, 1]
+            # Gradients are averaged over processes, sums are not.
+            sums.append(objective.backward(tokens, normalisers / self._accelerator.num_processes, measured))
+        return objective.value(self._reduced(torch.stack(sums).sum(0)))
 
     @torch.no_grad()
     def _sums(self, micro: Tensor) -> Tensor:
@@ -169,7 +182,7 @@ class Trainer:
         with precision_context(self._device, self._settings.precision):
             with torch.no_grad():
                 teacher, teacher_hidden = self._work.teacher(micro, with_hidden)
-            student, student_hidden = self._student(micro, with_hidden)
+            student, student_hidden = self._work.student(micro, with_hidden)
         return Tokens(
             _flat(student),
             _flat(teacher),
@@ -181,17 +194,26 @@ class Trainer:
     def _look(self, curve: Curve, step: int) -> float:
         """Compute the held-out loss, and store the state if it is the best so far."""
         loss = self.held_out_loss()
-        if curve.look(step, loss) and self._accelerator.is_main_process:
-            self._store.save_best(step, self._work.weights.state())
+        if not math.isfinite(loss):
+            if curve.held_out:
+                raise self._divergence(curve, step, f"held-out loss {loss:.4g} after it")
+            raise LowbitError(f"the held-out loss is {loss:.4g} before the first step: the loss, or a model, overflows")
+        if curve.look(step, loss):
+            state = self._collected(self._trained.items())
+            if self._accelerator.is_main_process:
+                self._store.save_best(step, state)
         self._accelerator.wait_for_everyone()
         return loss
 
     def held_out_loss(self) -> float:
         """Return the objective on the held-out sequences."""
-        size = self._settings.micro_batch_size or self._settings.batch_size // self._accelerator.num_processes
-        own = self._held_out[self._accelerator.process_index :: self._accelerator.num_processes]
-        # A process without a sequence of its own runs one that counts nothing: all take part in what is summed.
-        sums = [self._sums(micro) for micro in own.split(size)] if len(own) else [0 * self._sums(self._held_out[:1])]
+        processes, index = self._accelerator.num_processes, self._accelerator.process_index
+        size = self._settings.micro_batch_size or self._settings.batch_size // processes
+        sums = []
+        for first in range(0, len(self._held_out), size * processes):
+            own = self._held_out[first : first + size * processes][index::processes]
+            # All run equally often, as sharing out the weights demands: one without a sequence runs one for nothing.
+            sums.append(self._sums(own) if len(own) else 0 * self._sums(self._held_out[:1]))
         return self._work.objective.value(self._reduced(torch.stack(sums).sum(0)))
 
     def _reduced(self, sums: Tensor) -> Tensor:
@@ -199,18 +221,28 @@ class Trainer:
         total: Tensor = self._accelerator.reduce(sums.to(self._device), "sum")
         return total.cpu()
 
+    def _collected(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Return whole copies on the CPU in the main process; the others only help to make them whole."""
+        kept = {}
+        for name, tensor in tensors:
+            copy = whole(tensor.detach())
+            if self._accelerator.is_main_process:
+                kept[name] = copy.to("cpu", copy=True)
+        return kept
+
     def _save(self, curve: Curve) -> None:
-        """Store a checkpoint of parameters, moments and curve."""
-        tensors = self._work.weights.state() | dict(self._moments())
+        """Store a checkpoint of parameters, moments, curve and the seconds that all took."""
+        tensors = self._collected((*self._trained.items(), *self._moments()))
         if self._accelerator.is_main_process:
-            self._store.save(len(curve.losses), tensors, curve.to_dict())
+            record = {**curve.to_dict(), "seconds": time.monotonic() - self._started}
+            self._store.save(len(curve.losses), tensors, record)
         self._accelerator.wait_for_everyone()
 
     def _moments(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's running means by `<name>.<moment>`."""
-        for name, group in zip(self._names, self._optimizer.param_groups, strict=True):
-            state: dict[str, Any] = self._optimizer.state.get(group["params"][0], {})
-            yield from ((f"{name}.{moment}", state[moment].detach().cpu()) for moment in MOMENTS if moment in state)
+        for name, parameter in self._trained.items():
+            state: dict[str, Any] = self._optimizer.state.get(parameter, {})
+            yield from ((f"{name}.{moment}", state[moment]) for moment in MOMENTS if moment in state)
 
     def _resume(self) -> Curve:
         """Put the last checkpoint back, if there is one."""
@@ -219,12 +251,13 @@ class Trainer:
             return Curve()
         tensors = self._store.tensors(record["step"])
         self._work.weights.load(tensors)
-        for name, group in zip(self._names, self._optimizer.param_groups, strict=True):
-            parameter = group["params"][0]
+        for name, parameter in self._trained.items():
             found = {m: tensors[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in tensors}
             if found:
-                device = parameter.device
-                self._optimizer.state[parameter] = {m: t.to("cpu" if m == "step" else device) for m, t in found.items()}
+                self._optimizer.state[parameter] = {
+                    moment: tensor if moment == "step" else as_split_as(tensor, parameter.detach())
+                    for moment, tensor in found.items()
+                }
         return Curve.from_dict(record)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lowbit.durable import make_directory, write_json, write_tensors
+from lowbit.durable import TEMPORARY_SUFFIX, make_directory, write_json, write_tensors
 from lowbit.errors import LowbitError
 
 RECORD_FILE = "training.json"
@@ -57,9 +57,13 @@ class TrainingStore:
             return None
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            return dict(found) if isinstance(found["step"], int) else None
+            return {**found, "step": int(found["step"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LowbitError(f"{file} cannot be read: {error}; delete {self.folder} to train anew") from error
+
+    def seconds(self) -> float:
+        """Return how long the training had taken at its last checkpoint, interrupted runs included."""
+        return float((self.record() or {}).get("seconds", 0.0))
 
     def tensors(self, step: int) -> dict[str, Tensor]:
         """Return the tensors of the checkpoint that was stored at a step."""
@@ -82,6 +86,6 @@ class TrainingStore:
     def _remove_leftovers(self) -> None:
         record = self.record() or {}
         named = {self._tensors(record.get("step", -1)), self._best(record.get("best_step", -1))}
-        for file in self.folder.glob("*.safetensors"):
+        for file in (*self.folder.glob("*.safetensors"), *self.folder.glob(f"*{TEMPORARY_SUFFIX}")):
             if file not in named:
                 file.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ implementation, takes each expert's matrix from wherever it lies, and lets an ob
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,21 +49,30 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     """
     observe: ExpertObserver | None = self.__dict__.get("lowbit_observer")
     first = "gate_up_proj" if self.has_gate else "up_proj"
+    # A parametrized parameter is made anew each time that it is asked for: once, not for every expert.
+    stacks = {parameter: getattr(self, parameter, None) for parameter in (first, "down_proj")}
     result = torch.zeros_like(hidden_states)
     for expert in torch.unique(top_k_index).tolist():
         if expert >= self.num_experts:
             continue
         token, position = torch.where(top_k_index == expert)
-        inner = _product(self, first, expert, hidden_states[token], observe)
+        inner = _product(self, stacks, first, expert, hidden_states[token], observe)
         inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
-        outer = _product(self, "down_proj", expert, inner, observe)
+        outer = _product(self, stacks, "down_proj", expert, inner, observe)
         if getattr(self, "has_post_expert_norm", False):
             outer = self.post_expert_norm(outer)
         result.index_add_(0, token, (outer * top_k_weights[token, position, None]).to(result.dtype))
     return result
 
 
-def _product(experts: Any, parameter: str, expert: int, x: Tensor, observe: ExpertObserver | None) -> Tensor:
+def _product(
+    experts: Any,
+    stacks: Mapping[str, Tensor | None],
+    parameter: str,
+    expert: int,
+    x: Tensor,
+    observe: ExpertObserver | None,
+) -> Tensor:
     if observe is not None:
         observe(parameter, expert, x)
     packed = experts._modules.get(parameter + PACKED_SUFFIX)
@@ -71,5 +80,7 @@ def _product(experts: Any, parameter: str, expert: int, x: Tensor, observe: Expe
     if packed is not None:
         product: Tensor = packed.linear(expert, x)
         return product if bias is None else product + bias
-    matrix = getattr(experts, parameter)[expert]
+    stack = stacks[parameter]
+    assert stack is not None
+    matrix = stack[expert]
     return nn.functional.linear(x, matrix.T if experts.is_transposed else matrix, bias)

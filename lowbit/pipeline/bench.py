@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.contracts import RunEvents
+from lowbit.distillation.processes import is_main_process, make_accelerator, several_processes
 from lowbit.durable import make_directory
 from lowbit.errors import LowbitError
 from lowbit.evaluation.chance import chance_levels
@@ -34,6 +35,7 @@ from lowbit.pipeline.quantize import (
     require_writable,
 )
 from lowbit.pipeline.resources import require_device
+from lowbit.pipeline.taking_part import call_others, let_others_go, take_part
 from lowbit.recipe import Recipe, canonical_sha256
 from lowbit.registry import registry
 from lowbit.results.metrics import Metric, primary_metrics, read_metrics, recovery_table
@@ -96,7 +98,8 @@ def bench(recipes: Sequence[Recipe], options: BenchOptions) -> Iterator[Row]:
     """Evaluate every recipe's parent once and every recipe's quantized model, yielding rows as they are done.
 
     Everything that can be known to fail is checked before the first weight is read. A method that fails does not stop
-    the others; its row carries the error.
+    the others; its row carries the error. Of several processes the main one does all this; the others only take part in
+    quantizations and yield nothing, and a quantization that fails ends them all.
 
     Args:
         recipes: Any number of methods and models; those of one model should stand together.
@@ -108,6 +111,11 @@ def bench(recipes: Sequence[Recipe], options: BenchOptions) -> Iterator[Row]:
     results_folder = options.output_path.parent if options.output_path.suffix == ".json" else options.output_path
     make_directory(results_folder)
     require_device(options.device)
+    if several_processes():
+        make_accelerator(options.device)
+    if not is_main_process():
+        take_part(recipes, options.device)
+        return
     prepared: dict[str, PreparedTasks] = {}
     ready: dict[int, Preparation] = {}
     for number, recipe in enumerate(recipes):
@@ -129,6 +137,7 @@ def bench(recipes: Sequence[Recipe], options: BenchOptions) -> Iterator[Row]:
         parent = parents[parent_key]
         if number in ready and parent is not None:
             yield _run_method(recipe, ready[number], parent, tasks, options, results_folder)
+    let_others_go()
 
 
 def _check_fit(recipe: Recipe, tasks: PreparedTasks) -> None:
@@ -207,9 +216,11 @@ def _run_method(
     recipe: Recipe, ready: Preparation, parent: _Parent, tasks: PreparedTasks, options: BenchOptions, folder: Path
 ) -> Row:
     """Quantize, reload, evaluate and record one method; an error becomes a row."""
+    outcome: QuantizationOutcome | None = None
     try:
         output = _checkpoint_path(folder, recipe, ready)
         options.announce(f"{recipe.method}: quantizing {parent.name}")
+        call_others(recipe, output)
         outcome = quantize_to(recipe, output, options.events(recipe), options.device, ready)
         options.announce(f"{recipe.method}: evaluating {parent.name}")
         with failure_reported(recipe):
@@ -217,6 +228,8 @@ def _run_method(
             write_result(options.output_path, f"{parent.name}__{recipe.method}", results, record, datetime.now(UTC))
         registry().hook.lowbit_run_finished(result=record)
     except LowbitError as error:
+        if outcome is None and several_processes():
+            raise  # The other processes stopped midway, too, and wait for nothing that could still come.
         return Row(
             model=parent.name,
             method=recipe.method,

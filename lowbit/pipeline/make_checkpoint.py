@@ -9,11 +9,12 @@ from typing import Any
 from lowbit.calibration import CalibrationTokens
 from lowbit.contracts import QuantizedWeight, RunEvents
 from lowbit.distillation.processes import is_main_process, make_accelerator, several_processes
+from lowbit.distillation.training_store import TrainingStore
 from lowbit.modeling.checkpoint_writer import Provenance, write_checkpoint
 from lowbit.modeling.journal import Journal
 from lowbit.pipeline.prepare import Preparation, training_length
 from lowbit.pipeline.resources import PeakMemory
-from lowbit.pipeline.training import block_trainer, distill, training_record, training_tokens
+from lowbit.pipeline.training import TRAINING, block_trainer, distill, training_record, training_tokens
 from lowbit.quantization.engine import Engine
 from lowbit.quantization.plan import require_covered
 from lowbit.recipe import Recipe
@@ -54,6 +55,7 @@ def make_checkpoint(
             if is_main_process():
                 journal.open(ready.signature)
                 earlier = sum(report["seconds"] for report in journal.reports())
+                earlier += TrainingStore(journal.path / TRAINING).seconds()
                 trainer = block_trainer(recipe, events, device)
                 engine = Engine(ready.source, ready.plan, journal, events, diagnose, recipe.seed, trainer)
                 engine.run(None if tokens is None else tokens.tokens)

@@ -52,6 +52,8 @@ def quantize_to(
 ) -> QuantizationOutcome:
     """Quantize a model into a checkpoint folder, continuing an interrupted run of the same command.
 
+    Of several processes all must call this; only the main one writes and is heard by observers.
+
     Args:
         recipe: What to do.
         output: Where the finished folder appears; the journal lies beside it as `<output>.partial` until then.
@@ -64,6 +66,7 @@ def quantize_to(
     """
     with failure_reported(recipe):
         require_writable(output)
+        events = events if is_main_process() else NoEvents()
         ready = ready or prepare(recipe, device)
         if not is_finished(output, ready.signature):
             cost = make_checkpoint(recipe, ready, output, events, device)
@@ -154,3 +157,19 @@ class HookEvents:
 
     def run_ended(self) -> None:
         """Do nothing; plugins hear of the end through `lowbit_run_finished` and `lowbit_run_failed`."""
+
+
+class NoEvents:
+    """Tells nobody anything: what the processes beside the main one observe."""
+
+    def run_started(self, blocks: int, finished: int) -> None:
+        """Do nothing."""
+
+    def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
+        """Do nothing."""
+
+    def training_step(self, step: TrainingStep) -> None:
+        """Do nothing."""
+
+    def run_ended(self) -> None:
+        """Do nothing."""

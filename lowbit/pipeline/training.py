@@ -21,13 +21,16 @@ from lowbit.contracts import (
 )
 from lowbit.distillation.objective import Objective
 from lowbit.distillation.parametrized import ParametrizedWeights, require_trainable
+from lowbit.distillation.processes import is_sharded
 from lowbit.distillation.reconstruction import BlockReconstruction
+from lowbit.distillation.remembered_teacher import RememberedTeacher, remembered_bytes
 from lowbit.distillation.student import Body, Head, without_dropout
 from lowbit.distillation.trainer import Distillation, Trainer
 from lowbit.distillation.training_store import TrainingStore
 from lowbit.durable import write_json
 from lowbit.modeling.journal import Journal
 from lowbit.models import WeightTarget, read_weight
+from lowbit.models.freed_memory import kept_freed_memory
 from lowbit.pipeline.generate import generate_tokens
 from lowbit.pipeline.load import load
 from lowbit.pipeline.training_diagnostics import TrainingDiagnostics
@@ -54,7 +57,7 @@ def training_source(recipe: Recipe) -> str:
 def training_tokens(
     recipe: Recipe, parent: Path, calibration: CalibrationTokens | None, length: int, device: str, store: Path
 ) -> CalibrationTokens:
-    """Return the tokens that weights are trained on: calibration tokens, generated ones, or first these, then those.
+    """Return the tokens that weights are trained on: calibration tokens, generated ones, or both in random order.
 
     Args:
         recipe: Says which.
@@ -84,7 +87,9 @@ def training_tokens(
         return generated
     assert calibration is not None
     both = torch.cat([calibration.tokens, generated.tokens])  # [samples, length]
-    return CalibrationTokens(both, f"{calibration.name} and {generated.name}", calibration.domain)
+    # The last sequences are held out of training: in random order, they are of both kinds.
+    order = torch.randperm(len(both), generator=torch.Generator().manual_seed(recipe.seed))
+    return CalibrationTokens(both[order], f"{calibration.name} and {generated.name}", calibration.domain)
 
 
 def _pieces(tokens: torch.Tensor, length: int) -> torch.Tensor:
@@ -140,8 +145,10 @@ def distill(
     if distilled.finished() == len(plan.blocks):
         return distilled
     device = str(accelerator.device)
+    # A student whose weights are shared out moves to the device in parts, as it need not fit as a whole.
+    student_device = "cpu" if is_sharded() else device
     teacher = load(parent, "dense", "auto", device, recipe.model.trust_remote_code).requires_grad_(False)
-    student = load(parent, "dense", "float32", device, recipe.model.trust_remote_code).requires_grad_(False)
+    student = load(parent, "dense", "float32", student_device, recipe.model.trust_remote_code).requires_grad_(False)
     blocks = [journal.block(index) for index in range(len(plan.blocks))]
     weights = _parametrized(student, plan, blocks)
     if settings.gradient_checkpointing:
@@ -150,12 +157,16 @@ def distill(
         student.train()
     head = Head(teacher)
     objective = Objective(build_losses(registry(), settings), head, settings.chunk_elements, student.config.vocab_size)
-    work = Distillation(Body(student), Body(teacher), weights, objective, tokens)
+    guide: Body | RememberedTeacher = Body(teacher)
+    if remembered_bytes(tokens, student.config.hidden_size) <= settings.teacher_memory:
+        guide = RememberedTeacher(Body(teacher))
+    work = Distillation(Body(student), guide, weights, objective, tokens)
     store = TrainingStore(journal.path / TRAINING)
     trainer = Trainer(work, settings, recipe.seed, store, accelerator, events.training_step)
     watched = TrainingDiagnostics(work, head, settings, student.config.vocab_size, accelerator.device)
     before = watched.deviation()
-    curve = trainer.run()
+    with kept_freed_memory():
+        curve = trainer.run()
     deviation = {"before": before, "after": watched.deviation()}
     frozen = weights.freeze()
     outputs = watched.outputs(student, teacher, plan, frozen)

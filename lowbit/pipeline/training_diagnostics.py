@@ -20,7 +20,7 @@ from lowbit.models import WeightTarget, read_weight
 from lowbit.quantization.plan import QuantizationPlan
 from lowbit.registry import registry
 
-DEVIATION_SAMPLES = 16
+DEVIATION_SAMPLES = 8
 OUTPUT_SAMPLES = 4
 OUTPUT_TOKENS = 256
 
@@ -44,6 +44,7 @@ class TrainingDiagnostics:
         held_out = held_out_samples(len(work.tokens), settings)
         self._tokens = work.tokens[-held_out:][:DEVIATION_SAMPLES].to(device)  # [samples, length]
         self._parts = vocabulary_parts(work.tokens[:-held_out, 1:], vocabulary)
+        self._samples = settings.micro_batch_size or settings.batch_size
         self._chunk_tokens = max(1, settings.chunk_elements // vocabulary)
         self._work = work
         self._head = head
@@ -51,9 +52,8 @@ class TrainingDiagnostics:
 
     def deviation(self) -> dict[str, Any]:
         """Return how the student, as it is now, deviates from the teacher, as plain JSON values."""
-        chunks = logit_chunks(
-            self._work.student, self._work.teacher, self._head, self._tokens, self._chunk_tokens, self._context
-        )
+        work, sizes = self._work, (self._samples, self._chunk_tokens)
+        chunks = logit_chunks(work.student, work.teacher, self._head, self._tokens, *sizes, self._context)
         return measure_deviation(chunks, self._parts).to_dict()
 
     @torch.no_grad()

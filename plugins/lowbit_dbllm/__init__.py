@@ -10,6 +10,8 @@ from lowbit_dbllm.deviation import DeviationAwareDistillation
 from lowbit_dbllm.diagnostics import lowbit_diagnostics
 from lowbit_dbllm.format import DualBinaryWeight
 from lowbit_dbllm.packer import BitPlanePacker
+from lowbit_dbllm.presets import PRESETS, TRAINED
+from lowbit_dbllm.paths import lowbit_output_diagnostics
 from lowbit_dbllm.quantizer import FlexibleDualBinarization
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "DualBinaryWeight",
     "FlexibleDualBinarization",
     "lowbit_diagnostics",
+    "lowbit_output_diagnostics",
 ]
 
 
@@ -48,9 +51,22 @@ def lowbit_packers() -> Iterator[type[Packer]]:
 @hookimpl
 def lowbit_methods() -> Iterator[Method]:
     """Register DB-LLM and its post-training form."""
-    post_training = "Flexible Dual Binarization without training: two bit planes, two scales a group of 64"
-    yield Method("dbllm", quantizer="fdb", packer="bit-planes", description=post_training, default=True)
-    yield Method("dbllm-ptq", quantizer="fdb", packer="bit-planes", description=post_training)
+    yield Method(
+        "dbllm",
+        quantizer="fdb",
+        packer="bit-planes",
+        description="DB-LLM: two bit planes and two scales a group of 64, trained block by block, then as a whole",
+        recipe=TRAINED,
+        presets=PRESETS,
+        preset="quick",
+        default=True,
+    )
+    yield Method(
+        "dbllm-ptq",
+        quantizer="fdb",
+        packer="bit-planes",
+        description="Flexible Dual Binarization without training: two bit planes, two scales a group of 64",
+    )
 
 
 @hookimpl

@@ -90,7 +90,8 @@ def _total(products: Tensor) -> Tensor:
 
 def _product(first: Tensor, second: Tensor) -> Tensor:
     """Return the sum over each group of the products, [rows, groups, 1]."""
-    return torch.linalg.vecdot(first, second).unsqueeze(-1)
+    products: Tensor = torch.linalg.vecdot(first, second)
+    return products.unsqueeze(-1)
 
 
 def _through_levels(levels: SortedLevels, weight: Tensor, quantized: Tensor, gradient: Tensor) -> Gradients:

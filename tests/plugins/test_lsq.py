@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from lowbit_baselines import AffineWeight, LearnedStep, UniformWeight
-from lowbit_baselines.learned_grid import CPU_CHUNK_ELEMENTS, LearnedGrid
+from lowbit_baselines.learned_grid import LearnedGrid
 from plugins.matrices import assert_packs, assert_same, each_shape, each_special, gaussian, special_weights
 from plugins.trained import assert_freezes_to_its_output, in_training, walk
 from torch import Tensor
 
 from lowbit.packing import GenericPacker
+from lowbit.quantization.groups import PIECE_ELEMENTS
 from lowbit.recipe import resolve_recipe
 from lowbit.registry import registry
 
@@ -133,7 +134,7 @@ def test_the_backward_pass_keeps_no_matrix_but_the_latent_weight() -> None:
 
 @each_zero_point
 def test_pieces_change_nothing(zero_point: str) -> None:
-    rows = CPU_CHUNK_ELEMENTS // 100 + 10
+    rows = PIECE_ELEMENTS // 100 + 10
     weight, incoming = gaussian(rows, 100), gaussian(rows, 100, seed=1)
     whole = in_training("lsq", weight, zero_point=zero_point, scale_init="minmax")
     part = in_training("lsq", weight[-12:], zero_point=zero_point, scale_init="minmax")

@@ -1,0 +1,38 @@
+"""How several processes share a bench: the main one decides, evaluates and writes, the others only train with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowbit.distillation.processes import from_main_process, several_processes
+from lowbit.pipeline.quantize import NoEvents, quantize_to
+from lowbit.recipe import Recipe
+
+
+def call_others(recipe: Recipe, output: Path) -> None:
+    """Let the other processes, if there are any, join a quantization that the main process starts now."""
+    if several_processes():
+        from_main_process((recipe.sha256(), str(output)))
+
+
+def let_others_go() -> None:
+    """Tell the other processes, if there are any, that nothing more comes."""
+    if several_processes():
+        from_main_process(None)
+
+
+def take_part(recipes: Sequence[Recipe], device: str) -> None:
+    """Join every quantization that the main process calls for, until it lets this process go.
+
+    Args:
+        recipes: The same as the main process has.
+        device: Where to work.
+
+    Raises:
+        LowbitError: A quantization failed.
+    """
+    known = {recipe.sha256(): recipe for recipe in recipes}
+    while (call := from_main_process(None)) is not None:
+        sha256, output = call
+        quantize_to(known[sha256], Path(output), NoEvents(), device)
