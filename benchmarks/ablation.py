@@ -58,11 +58,10 @@ from ablation_cells import (
     write_generated,
 )
 from ablation_plot import draw
-from ablation_report import make_report, print_report
+from ablation_report import figure, make_report, print_report
 from ablation_texts import Settings, write_texts
 from ablation_variants import Variant, matching, variants_of
 from methods_cells import CELLS, start_worker
-from peer_autoround import figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -127,12 +126,13 @@ def make_cells(jobs: Sequence[AblationJob], settings: Settings, workers: int, co
         console: Is told of every cell as it is made.
 
     Raises:
-        LowbitError: A worker was ended.
+        LowbitError: A worker was ended, or finds other code than the command started with.
     """
     make_directory(settings.folder / CELLS)
     write_texts(settings)
     wanted = [AblationJob("parent", None, jobs[0].seed), *jobs]
     missing = [job for job in wanted if finished(job, settings) is None]
+    keys = {recipe_key(recipe_of(job, settings)) for job in wanted}
     console.print(f"{len(wanted) - len(missing)} cells are there, {len(missing)} are to be made", highlight=False)
     generated = {key: job for job in missing if (key := generation_key(job, settings)) is not None}
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -150,6 +150,8 @@ def make_cells(jobs: Sequence[AblationJob], settings: Settings, workers: int, co
                 for made in _results(pool, function, stage, settings):
                     progress.advance(task)
                     if isinstance(made, AblationCell):
+                        if made.key not in keys:
+                            raise LowbitError("lowbit's code changed since the command started: repeat the command")
                         line = f"{time.monotonic() - started:6.0f} s  {summary(made)}"
                         console.print(line, highlight=False, soft_wrap=True)
     except BrokenProcessPool as error:

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ablation_report import Report, Row
+from ablation_report import Report, Row, figure
 
 from lowbit.durable import make_directory, write_whole
 from lowbit.errors import LowbitError
@@ -38,8 +38,8 @@ def draw(report: Report, file: Path) -> None:
     # Text stays text, and the same cells give the same bytes.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ablation", "font.size": FONT_SIZE}):
         height = ROW_INCHES * len(lines) + TOP_INCHES + BOTTOM_INCHES
-        figure = Figure(figsize=(WIDTH_INCHES, height), facecolor="white")
-        axes = figure.add_axes(
+        picture = Figure(figsize=(WIDTH_INCHES, height), facecolor="white")
+        axes = picture.add_axes(
             (
                 LABEL_INCHES / WIDTH_INCHES,
                 BOTTOM_INCHES / height,
@@ -51,7 +51,7 @@ def draw(report: Report, file: Path) -> None:
         make_directory(file.absolute().parent)
         metadata = {"Date": None} if file.suffix == ".svg" else None
         kind = file.suffix.removeprefix(".")
-        write_whole(file, lambda path: figure.savefig(path, format=kind, dpi=120, metadata=metadata))
+        write_whole(file, lambda path: picture.savefig(path, format=kind, dpi=120, metadata=metadata))
 
 
 def _lines(report: Report) -> list[str | Row]:
@@ -118,8 +118,7 @@ def _draw_row(axes: Any, row: Row, place: int, right: float) -> None:
         axes.plot([row.median] * 2, [place - 0.32, place + 0.32], color=color, linewidth=1.6, zorder=4)
     if beyond:
         axes.plot([right], [place], ">", color=color, markersize=5, clip_on=False, zorder=3)
-        middle = statistics.median(beyond)
-        text = f"{middle:.4g}" if math.isfinite(middle) else "not finite"
+        text = figure(statistics.median(beyond))
         axes.annotate(
             text, (right, place), (6, 0), textcoords="offset points", va="center", color=color, annotation_clip=False
         )

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 from ablation_cells import AblationCell
-from peer_autoround import figure
 from rich.console import Console
 from rich.table import Table
 
@@ -117,6 +116,13 @@ def recovery(report: Report, perplexity: float) -> float | None:
     return 100 * (1 - (perplexity - report.parent) / (untrained.median - report.parent))
 
 
+def figure(value: float) -> str:
+    """Return a perplexity as text, with four digits or more."""
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:#.4g}" if value < 1000 else f"{value:.0f}"
+
+
 def table_rows(report: Report) -> list[list[str]]:
     """Return the table's text; the group stands in the first row of each."""
     base = report.reference("base")
@@ -202,7 +208,7 @@ def print_report(report: Report, markdown: bool) -> None:
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
     table = Table()
     for title in TITLES:
-        table.add_column(title, justify="left" if title in TITLES[:2] else "right")
+        table.add_column(title, justify="left" if title in TITLES[:2] else "right", no_wrap=title != "variant")
     for position, row in enumerate(rows):
         if position and row[0]:
             table.add_section()

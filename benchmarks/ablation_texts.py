@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -125,7 +127,9 @@ def judge(model: Any, folder: Path, recipe: Recipe, settings: Settings) -> tuple
         settings: Say on which text.
     """
     tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
-    results = evaluate(model, tokenizer, _tasks(recipe, settings), recipe.eval, model_name=settings.model_name)
+    # The harness draws its progress bars whatever it is told.
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        results = evaluate(model, tokenizer, _tasks(recipe, settings), recipe.eval, model_name=settings.model_name)
     [(task, metric)] = primary_metrics(results).items()
     return metric, results["n-samples"][task]["effective"]
 

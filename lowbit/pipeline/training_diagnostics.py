@@ -29,6 +29,7 @@ class TrainingDiagnostics:
     """Looks at a student on a few of the sequences that its training holds out.
 
     Every process must take part and sees the same sequences, so that a student that is spread over processes can run.
+    Both models run in the precision that the training runs in.
 
     Args:
         work: Student, teacher and tokens of the distillation.

@@ -10,8 +10,8 @@ from lowbit_dbllm.deviation import DeviationAwareDistillation
 from lowbit_dbllm.diagnostics import lowbit_diagnostics
 from lowbit_dbllm.format import DualBinaryWeight
 from lowbit_dbllm.packer import BitPlanePacker
-from lowbit_dbllm.presets import PRESETS, TRAINED
 from lowbit_dbllm.paths import lowbit_output_diagnostics
+from lowbit_dbllm.presets import PRESETS, TRAINED
 from lowbit_dbllm.quantizer import FlexibleDualBinarization
 
 __all__ = [

@@ -1,7 +1,7 @@
 """How the two binary paths of a dual-binary weight work together on a layer's inputs.
 
 A residual split wants a second path that leans against the first (a negative correlation) and towards what the first
-leaves over (a positive one); later work found that dual binarization has the former but little of the latter.
+leaves over (a positive one). Later criticism of DB-LLM is that it has the former but little of the latter.
 """
 
 from __future__ import annotations

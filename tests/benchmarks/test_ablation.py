@@ -21,13 +21,15 @@ from lowbit.recipe import Recipe, parse_override
 BENCHMARK = "ablation"
 
 RECONSTRUCTION = {"steps": 30, "batch_size": 8}
-DISTILLATION = {"steps": 10, "batch_size": 16, "loss": {"name": "dad", "mixing": 2.0}}
+DISTILLATION = {"steps": 10, "batch_size": 16, "loss": [{"name": "dad", "mixing": 2.0}]}
 BASES = {
-    "both stages": {"reconstruction": RECONSTRUCTION, "distillation": DISTILLATION},
-    "distillation": {"distillation": DISTILLATION, "training_data": {"source": "calibration"}},
-    "reconstruction": {"reconstruction": RECONSTRUCTION, "training_data": {"source": "generated"}},
+    name: {"reconstruction": blocks, "distillation": whole, "training_data": {"source": source}}
+    for name, blocks, whole, source in (
+        ("both stages", RECONSTRUCTION, DISTILLATION, "auto"),
+        ("distillation", None, DISTILLATION, "calibration"),
+        ("reconstruction", RECONSTRUCTION, None, "generated"),
+    )
 }
-QUANTIZERS = {"fdb", "lsq", "gptq", "rtn"}
 
 
 def settings_of(module: ModuleType, folder: Path, config: dict[str, Any], **changes: Any) -> Any:
@@ -242,20 +244,20 @@ def test_the_command_makes_cells_once_renders_and_plots(
     }
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
     output, plot = tmp_path / "out", tmp_path / "made" / "plot.svg"
-    names = ("references/*", "orientation/positive", "peers/lsq*as the base", "peers/gptq, group 32")
+    names = ("references/*", "peers/lsq*as the base", "peers/gptq, group 32")
     arguments = [str(parent("llama")), "--config", str(config), "--data_dir", str(wiki), "--seeds", "0,1"]
     command = [sys.executable, benchmark_module.__file__, *arguments, "-o", str(output), "--limit", "3", "--markdown"]
     command += [part for name in names for part in ("--only", name)]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
-    assert "0 cells are there, 10 are to be made" in first.stderr
+    assert "0 cells are there, 8 are to be made" in first.stderr
     cells = {file.name: json.loads(file.read_text()) for file in (output / "cells").iterdir()}
-    assert len(cells) == 10
+    assert len(cells) == 8
     by_name = {(cell["label"], cell["seed"]): cell for cell in cells.values()}
     base = by_name["references/base", 0]
     assert base["tokens"] == (2 * 2 + 2 * 2) * 16 and base["steps"]["reconstruction"] == 2
     assert base["data"]["n_samples"] == 10 and base["evaluated"] == 3
-    assert base["data"]["sha256"] == by_name["orientation/positive", 0]["data"]["sha256"]
+    assert base["data"]["sha256"] == by_name["peers/lsq, group 16, trained as the base", 0]["data"]["sha256"]
     assert base["data"]["sha256"] != by_name["references/base", 1]["data"]["sha256"]
     assert base["perplexity"] != by_name["references/base", 1]["perplexity"]
     assert base["perplexity"] != by_name["references/dbllm-ptq", 0]["perplexity"]
@@ -265,10 +267,10 @@ def test_the_command_makes_cells_once_renders_and_plots(
 
     again = subprocess.run([*command, "--plot", str(plot)], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert "10 cells are there, 0 are to be made" in again.stderr
-    assert again.stdout == first.stdout and "| orientation | positive | 2 | " in again.stdout
+    assert "8 cells are there, 0 are to be made" in again.stderr
+    assert again.stdout == first.stdout and "| peers | lsq, group 16, trained as the base | 2 | " in again.stdout
     drawn = plot.read_text(encoding="utf-8")
-    assert all(text in drawn for text in (">dbllm-ptq<", ">gptq, group 32<", ">orientation<"))
+    assert all(text in drawn for text in (">dbllm-ptq<", ">gptq, group 32<", ">peers<"))
 
     plan = json.loads((output / "plan.json").read_text())
     report = benchmark_module.make_report(plan, [benchmark_module.read_cell(f) for f in (output / "cells").iterdir()])
@@ -283,8 +285,8 @@ def make_cell(module: ModuleType, key: str, seed: int, perplexity: float | None,
     signature = {"versions": {"lowbit": "1"}}
     values = {"task": "text", "metric": "word_perplexity", "evaluated": 5, "bits": (2.0, 2.5, 4.0), "seconds": 9.0}
     date = f"2026-01-0{seed + 1}T00:00:00+00:00"
-    fields = values | {"tokens": 1000, "perplexity": perplexity} | changes
-    return module.AblationCell(key, key, seed, signature, {"core": "a"}, date, "0" * 64, **fields)
+    fields = values | {"core": {"core": "a"}, "tokens": 1000, "perplexity": perplexity} | changes
+    return module.AblationCell(key, key, seed, signature, date=date, recipe_sha256="0" * 64, **fields)
 
 
 @pytest.fixture
@@ -314,32 +316,42 @@ def test_rows_show_median_spread_recovery_and_the_difference_from_the_base(repor
     import ablation_report
 
     assert ablation_report.table_rows(report) == [
-        ["references", "parent", "1", "-", "-", "-", "10", "100.0", "-"],
-        ["", "base", "3", "2.50", "1.00", "9", "12 (11 to 13)", "80.0", "-"],
-        ["", "dbllm-ptq", "1", "2.50", "0.00", "9", "20", "0.0", "+66.7"],
-        ["orientation", "positive", "3", "2.50", "1.00", "9", "15 (14 to not finite)", "50.0", "+25.0"],
-        ["", "per-group (base)", "3", "2.50", "1.00", "9", "12 (11 to 13)", "80.0", "-"],
-        ["stages", "distillation only (fewer tokens)", "3", "2.50", "0.50", "9", "13.1 (13 to 13.2)", "69.0", "+9.2"],
+        ["references", "parent", "1", "-", "-", "-", "10.00", "100.0", "-"],
+        ["", "base", "3", "2.50", "1.00", "9", "12.00 (11.00 to 13.00)", "80.0", "-"],
+        ["", "dbllm-ptq", "1", "2.50", "0.00", "9", "20.00", "0.0", "+66.7"],
+        ["orientation", "positive", "3", "2.50", "1.00", "9", "15.00 (14.00 to not finite)", "50.0", "+25.0"],
+        ["", "per-group (base)", "3", "2.50", "1.00", "9", "12.00 (11.00 to 13.00)", "80.0", "-"],
+        [
+            "stages",
+            "distillation only (fewer tokens)",
+            "3",
+            "2.50",
+            "0.50",
+            "9",
+            "13.10 (13.00 to 13.20)",
+            "69.0",
+            "+9.2",
+        ],
     ]
     text = ablation_report.describe(report)
     assert "seeds 0, 1, 2" in text and "1 variants are not made" in text and "1000 training tokens" in text
     assert "several" not in text and "states of it" not in text
 
 
-def test_a_failure_is_shown_and_makes_the_row_shorter(
+def test_failures_and_changes_of_the_core_are_shown(
     benchmark_module: ModuleType, report: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import ablation_report
 
     cells = [*report.cells, make_cell(benchmark_module, "x", 2, None, error="LowbitError: too little text")]
-    changed = [make_cell(benchmark_module, "p", 0, 15.0, core={"core": "b"})]
-    failing = benchmark_module.make_report(report.plan, [*cells, *changed])
+    cells.append(make_cell(benchmark_module, "d", 0, 15.0, core={"core": "b"}))
+    failing = benchmark_module.make_report(report.plan, cells)
     ablation_report.print_report(failing, markdown=True)
     printed = capsys.readouterr()
     assert "| x | seed 2 | failed |" in printed.out and "2 states of it" in printed.out
     assert "x seed 2: FAILED: LowbitError: too little text" in printed.err
     ablation_report.print_report(failing, markdown=False)
-    assert "distillation only (fewer tokens)" in capsys.readouterr().out
+    assert "distillation only" in capsys.readouterr().out
 
 
 def test_the_plot_has_a_row_for_every_variant_and_marks_what_lies_beyond(report: Any, tmp_path: Path) -> None:
@@ -352,7 +364,7 @@ def test_the_plot_has_a_row_for_every_variant_and_marks_what_lies_beyond(report:
         ablation_plot.draw(report, tmp_path / name)
     text = (tmp_path / "first.svg").read_text(encoding="utf-8")
     assert text == (tmp_path / "second.svg").read_text(encoding="utf-8")
-    for label in ("references", "base", "positive", "per-group (base)", "distillation only (fewer tokens)", "20"):
+    for label in ("references", "base", "positive", "per-group (base)", "distillation only (fewer tokens)", "20.00"):
         assert f">{label}<" in text
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(LowbitError, match=r"must end in \.svg"):

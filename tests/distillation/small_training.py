@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from lowbit.recipe import build_losses
 from lowbit.registry import registry
 
 METHOD = "dbllm-ptq"
-CALIBRATION = {"training_data": {"source": "calibration"}}
+QUICK_START = {"quantizer": {"grid_candidates": 4, "iterations": 2}}
+CALIBRATION = {"training_data": {"source": "calibration"}, **QUICK_START}
 
 
 def random_tokens(samples: int = 12, length: int = 12, seed: int = 0) -> Tensor:
@@ -41,9 +43,16 @@ def tokens_file(folder: Path, samples: int = 12, length: int = 12) -> Path:
     return path
 
 
+@cache
+def quantized_parent(folder: Path) -> list[TrainableWeight]:
+    """Quantize every matrix of a model's folder, once."""
+    return trainable_weights(load_model(folder), folder)
+
+
 def trainable_weights(model: Any, folder: Path, method: str = METHOD) -> list[TrainableWeight]:
     """Quantize every matrix of a model, ready to be trained."""
-    plan = plan_for(make_recipe(folder, method), find_decoder(model), registry())
+    start = QUICK_START if method == METHOD else {}
+    plan = plan_for(make_recipe(folder, method, **start), find_decoder(model), registry())
     made = []
     for target in plan.targets():
         if target.name in plan.quantizers:
@@ -72,7 +81,7 @@ def make_trainer(
     """Return a trainer of a model's quantized form towards itself, and its work."""
     settings = make_settings(**options)
     student, teacher = (load_model(folder).requires_grad_(False) for _ in range(2))
-    weights = ParametrizedWeights(student, trainable_weights(student, folder), {})
+    weights = ParametrizedWeights(student, quantized_parent(folder), {})
     if settings.gradient_checkpointing:
         without_dropout(student)
         student.gradient_checkpointing_enable({"use_reentrant": False})

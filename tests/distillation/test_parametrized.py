@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distillation.small_training import trainable_weights
+from distillation.small_training import quantized_parent, trainable_weights
 from small_models import ARCHITECTURES, ModelFolder, load_model, logits
 from torch import nn
 
@@ -46,7 +46,7 @@ def test_weights_attach_train_freeze_and_detach(architecture: str, parent: Model
     folder = parent(architecture)
     model = load_model(folder).requires_grad_(False)
     names = set(model.state_dict())
-    made = trainable_weights(model, folder)
+    made = quantized_parent(folder)
     weights = ParametrizedWeights(model, made, {})
     start = {weight.target.name: weight.quantized.dequantize() for weight in made}
     assert torch.allclose(logits(model), logits(with_dense(folder, start, made)), atol=1e-5)
@@ -70,10 +70,10 @@ def test_weights_attach_train_freeze_and_detach(architecture: str, parent: Model
 def test_a_state_gives_the_same_weights_elsewhere(architecture: str, parent: ModelFolder) -> None:
     folder = parent(architecture)
     model, again = (load_model(folder).requires_grad_(False) for _ in range(2))
-    weights = ParametrizedWeights(model, trainable_weights(model, folder), {})
+    weights = ParametrizedWeights(model, quantized_parent(folder), {})
     step(model, weights)
     state = weights.state()
-    copied = ParametrizedWeights(again, trainable_weights(again, folder), state)
+    copied = ParametrizedWeights(again, quantized_parent(folder), state)
     assert torch.equal(logits(model), logits(again))
     assert copied.state().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in copied.state().items())
@@ -83,7 +83,7 @@ def test_a_state_gives_the_same_weights_elsewhere(architecture: str, parent: Mod
 
 def test_scales_and_latent_weights_are_told_apart(parent: ModelFolder) -> None:
     model = load_model(parent("mixtral")).requires_grad_(False)
-    weights = ParametrizedWeights(model, trainable_weights(model, parent("mixtral")), {})
+    weights = ParametrizedWeights(model, quantized_parent(parent("mixtral")), {})
     experts = [name for name in weights.latent_weights() if "experts" in name]
     assert len(experts) == 2 * 3
     assert len([name for name in weights.scales() if ".experts" in name]) == 2 * 2 * 4 * 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from distillation.small_training import CALIBRATION, METHOD, tokens_file
+from distillation.small_training import METHOD, QUICK_START, tokens_file
 from safetensors.torch import load_file
 from small_models import ARCHITECTURES, ModelFolder, load_model, quantize
 
@@ -20,10 +20,15 @@ QUICK = ("llama", "gpt2", "gemma3", "mixtral")
 EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
 
 
-def reconstruct(folder: Path, output: Path, **settings: Any) -> QuantizationOutcome:
+def reconstruct(folder: Path, output: Path, method: str = METHOD, **settings: Any) -> QuantizationOutcome:
     output.parent.mkdir(exist_ok=True)
-    flags = {"calibration": {"source": str(tokens_file(output.parent))}, **CALIBRATION}
-    return quantize(folder, output, METHOD, reconstruction={"steps": 5, "batch_size": 4, **settings}, **flags)
+    chosen = {"reconstruction": {"steps": 5, "batch_size": 4, **settings}}
+    return quantize(folder, output, method, **flags(output.parent, method), **chosen)
+
+
+def flags(folder: Path, method: str) -> dict[str, Any]:
+    start = QUICK_START if method == METHOD else {}
+    return {"calibration": {"source": str(tokens_file(folder))}, "training_data": {"source": "calibration"}, **start}
 
 
 @pytest.mark.parametrize("architecture", EACH)
@@ -51,14 +56,17 @@ def test_errors_are_reported_against_the_parents_own_weights(parent: ModelFolder
         assert layer["relative_error"] == pytest.approx(error, rel=1e-4)
 
 
-def test_a_block_that_training_makes_worse_stays_as_it_was_quantized(parent: ModelFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [METHOD, "lsq-ptq", "pbllm-qat"])
+def test_a_block_that_training_makes_worse_stays_as_it_was_quantized(
+    parent: ModelFolder, tmp_path: Path, method: str
+) -> None:
     worse = {"weight_rate": 3.0, "scale_rate": 3.0, "explosion": 1e9, "warmup": 0.0}
-    outcome = reconstruct(parent("llama"), tmp_path / "out", **worse)
+    outcome = reconstruct(parent("llama"), tmp_path / "out", method, **worse)
     assert outcome.training is not None
     for block in outcome.training["reconstruction"]:
         assert block["kept"] == "untrained"
         assert not block["loss_after"] < block["loss_before"]
-    quantize(parent("llama"), tmp_path / "plain", METHOD)
+    quantize(parent("llama"), tmp_path / "plain", method, **flags(tmp_path, method))
     found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "plain"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -134,8 +134,8 @@ def test_training_stops_early_and_goes_back_to_the_best_state(parent: ModelFolde
     assert all(torch.equal(best[name], tensor) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize("rate", [1e3, 1e30])
-def test_divergence_names_the_step_and_the_best_state(parent: ModelFolder, tmp_path: Path, rate: float) -> None:
+def test_divergence_names_the_step_and_the_best_state(parent: ModelFolder, tmp_path: Path) -> None:
+    rate = 1e30
     with pytest.raises(LowbitError, match=r"diverged in step \d+ of 40: .*best state, of step 0, is kept as") as caught:
         train(parent("llama"), tmp_path, steps=40, evaluate_every=50, warmup=0.0, weight_rate=rate, scale_rate=rate)
     file = tmp_path / "best-0000000.safetensors"

@@ -25,7 +25,14 @@ LENGTH, SAMPLES, HELD_OUT = 80, 16, 10
 TRAINED: dict[str, Any] = {
     "training_data": {"source": "generated", "seq_len": LENGTH, "generated": {"n_samples": SAMPLES}},
     "reconstruction": None,
-    "distillation": {"steps": 3, "batch_size": 2, "evaluate_every": 3, "held_out": HELD_OUT, "loss": "kl"},
+    "distillation": {
+        "steps": 3,
+        "batch_size": 2,
+        "evaluate_every": 3,
+        "held_out": HELD_OUT,
+        "loss": "kl",
+        "precision": "float32",
+    },
 }
 PATHS = {"path_correlation", "residual_correlation", "relative_output_error"}
 
