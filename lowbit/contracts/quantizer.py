@@ -18,13 +18,14 @@ class WeightQuantizer(ABC):
     """Quantizes one weight matrix at a time.
 
     A subclass sets `name`, may nest a pydantic `Config` whose fields are its options, and may declare by `needs` that
-    it wants statistics of the layer's inputs. One that declares none runs without any forward pass of the model.
+    it wants statistics of the layer's inputs; where that depends on its options, it sets `needs` as it is made. One
+    that declares none runs without any forward pass of the model.
 
     One whose weights can be trained overrides `parametrize` and `freeze` as well.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[StatisticsNeed] = StatisticsNeed.NONE
+    needs: StatisticsNeed = StatisticsNeed.NONE
 
     class Config(BaseModel):
         """Options of the quantizer; a subclass declares its own."""

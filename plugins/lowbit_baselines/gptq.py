@@ -40,7 +40,7 @@ class GPTQ(WeightQuantizer):
     """
 
     name: ClassVar[str] = "gptq"
-    needs: ClassVar[StatisticsNeed] = StatisticsNeed.HESSIAN
+    needs: StatisticsNeed = StatisticsNeed.HESSIAN
 
     class Config(FidelityConfig):
         """Options of GPTQ."""

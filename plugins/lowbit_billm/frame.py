@@ -90,7 +90,7 @@ class BlockBinarizationConfig(FidelityConfig):
 class BlockBinarizationQuantizer(WeightQuantizer):
     """Binarizes block by block; a subclass says how one block is binarized once its zones are known."""
 
-    needs: ClassVar[StatisticsNeed] = StatisticsNeed.HESSIAN
+    needs: StatisticsNeed = StatisticsNeed.HESSIAN
 
     class Config(BlockBinarizationConfig):
         """Options of BiLLM's frame."""

@@ -52,7 +52,9 @@ def squared_error(weight: Tensor, plane1: Tensor, plane2: Tensor, alpha1: Tensor
     return (weight - reconstruct(plane1, plane2, alpha1, alpha2)).square().sum(-1, keepdim=True)
 
 
-def grid_search(weight: Tensor, candidates: int, orientations: Sequence[int] = (1,)) -> list[tuple[Tensor, Tensor]]:
+def grid_search(
+    weight: Tensor, candidates: int, orientations: Sequence[int] = (1,), importance: Tensor | None = None
+) -> list[tuple[Tensor, Tensor]]:
     """Find the single scale s whose levels -s, 0, s, 2s give each group the smallest squared error.
 
     The candidates are fractions of the largest magnitude in the group, from 1/16 to 1; a half of it is the min-max
@@ -62,6 +64,7 @@ def grid_search(weight: Tensor, candidates: int, orientations: Sequence[int] = (
         weight: [rows, groups, group_size].
         candidates: How many scales to try.
         orientations: 1 for the plain orientation, -1 for the mirrored levels s, 0, -s, -2s.
+        importance: What each weight's squared error counts, [1, groups, group_size]; `None` for 1.
 
     Returns:
         For each orientation the best s and its squared error, each [rows, groups, 1].
@@ -69,12 +72,15 @@ def grid_search(weight: Tensor, candidates: int, orientations: Sequence[int] = (
     largest = weight.abs().amax(-1, keepdim=True)  # [rows, groups, 1]
     best = [(largest / 2, torch.full_like(largest, torch.inf)) for _ in orientations]
     ratio, rounded, error = (torch.empty_like(weight) for _ in range(3))
+    root = None if importance is None else importance.sqrt()
     for fraction in [0.5, *torch.linspace(1 / 16, 1, candidates - 1).tolist()]:
         scale = largest * fraction
         torch.div(weight, scale.clamp_min(torch.finfo(weight.dtype).tiny), out=ratio)
         torch.round(ratio, out=rounded)
         for index, orientation in enumerate(orientations):
             torch.clamp(rounded, *((-1, 2) if orientation > 0 else (-2, 1)), out=error).sub_(ratio)
+            if root is not None:
+                error.mul_(root)
             total = torch.linalg.vector_norm(error, dim=-1, keepdim=True).mul_(scale).square_()
             before_scale, before = best[index]
             better = total < before
@@ -85,6 +91,8 @@ def grid_search(weight: Tensor, candidates: int, orientations: Sequence[int] = (
 @dataclass(frozen=True)
 class PlaneSums:
     """What least squares needs to know of the planes of each group, each [groups, 1].
+
+    With importance, a weight counts by it, both where weights are counted and where they are summed.
 
     Args:
         count1: Ones of b1.
@@ -119,7 +127,7 @@ class PlaneSums:
         return 2 * linear - quadratic
 
 
-def plane_sums(weight: Tensor, alpha1: Tensor, alpha2: Tensor) -> PlaneSums:
+def plane_sums(weight: Tensor, alpha1: Tensor, alpha2: Tensor, importance: Tensor | None = None) -> PlaneSums:
     """Return the sums over the nearest-level planes.
 
     The planes follow from three thresholds: b2 below alpha2 / 2, b1 from (alpha1 + alpha2) / 2 on, and b2 there too up
@@ -129,30 +137,40 @@ def plane_sums(weight: Tensor, alpha1: Tensor, alpha2: Tensor) -> PlaneSums:
         weight: [groups, group_size], in the plain orientation.
         alpha1: [groups, 1].
         alpha2: [groups, 1].
+        importance: What each weight counts, [groups, group_size]; `None` for 1.
     """
     steep = torch.finfo(weight.dtype).max ** 0.9
     above, ones = torch.empty_like(weight), torch.empty_like(weight)
 
+    def total(values: Tensor) -> Tensor:
+        if importance is None:
+            return values.sum(-1, keepdim=True)
+        products: Tensor = torch.linalg.vecdot(values, importance)
+        return products.unsqueeze(-1)
+
     def beyond(threshold: Tensor) -> tuple[Tensor, Tensor]:
         """Return number and sum of the weights above a threshold, each [groups, 1]."""
         torch.sub(weight, threshold, out=above)
-        count = torch.mul(above, steep, out=ones).clamp_(0, 1).sum(-1, keepdim=True)
-        return count, above.clamp_min_(0).sum(-1, keepdim=True) + threshold * count
+        count = total(torch.mul(above, steep, out=ones).clamp_(0, 1))
+        return count, total(above.clamp_min_(0)) + threshold * count
 
     count_low, sum_low = beyond(alpha2 / 2)
     count_high, sum_high = beyond((alpha1 + alpha2) / 2)
     count_top, sum_top = beyond(alpha1 + alpha2 / 2)
     both = count_high - count_top
+    number = weight.shape[-1] if importance is None else importance.sum(-1, keepdim=True)
     return PlaneSums(
         count1=count_high,
-        count2=weight.shape[-1] - count_low + both,
+        count2=number - count_low + both,
         both=both,
         sum1=sum_high,
-        sum2=weight.sum(-1, keepdim=True) - sum_low + sum_high - sum_top,
+        sum2=total(weight) - sum_low + sum_high - sum_top,
     )
 
 
-def alternate(weight: Tensor, alpha1: Tensor, alpha2: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+def alternate(
+    weight: Tensor, alpha1: Tensor, alpha2: Tensor, iterations: int, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Alternate nearest-level codes and least-squares scales; no group's error ever rises.
 
     Where new scales would break the order of the levels, or do not lower the error by more than rounding, the old pair
@@ -163,6 +181,7 @@ def alternate(weight: Tensor, alpha1: Tensor, alpha2: Tensor, iterations: int) -
         alpha1: Start, [rows, groups, 1].
         alpha2: Start, [rows, groups, 1].
         iterations: The most rounds; it stops when nothing changes.
+        importance: What each weight's squared error counts, [1, groups, group_size]; `None` for 1.
 
     Returns:
         alpha1, alpha2 and the squared error with nearest-level codes, each [rows, groups, 1].
@@ -170,20 +189,29 @@ def alternate(weight: Tensor, alpha1: Tensor, alpha2: Tensor, iterations: int) -
     shape = alpha1.shape
     active = weight.flatten(0, 1)  # [active groups, group_size]
     first, second = alpha1.reshape(-1, 1).clone(), alpha2.reshape(-1, 1).clone()  # [all groups, 1]
-    sums = plane_sums(active, first, second)
+    counts = None if importance is None else importance.expand_as(weight).flatten(0, 1)  # [active groups, group_size]
+    sums = plane_sums(active, first, second, counts)
     explained = sums.explained(first, second)
-    least_gain = LEAST_GAIN * torch.finfo(weight.dtype).eps * active.square().sum(-1, keepdim=True)
+    least_gain = LEAST_GAIN * torch.finfo(weight.dtype).eps * _energy(active, counts)
     places = torch.arange(len(active), device=weight.device)
     for _ in range(iterations):
         new1, new2 = sums.scales()
-        sums = plane_sums(active, new1, new2)
+        sums = plane_sums(active, new1, new2, counts)
         now = sums.explained(new1, new2)
         better = (is_ordered(new1, new2) & (now - explained > least_gain)).squeeze(-1)
         kept = better.nonzero().squeeze(-1)
         if not len(kept):
             break
         places, active, explained, least_gain = places[kept], active[kept], now[kept], least_gain[kept]
+        counts = None if counts is None else counts[kept]
         first[places], second[places] = new1[kept], new2[kept]
         sums = PlaneSums(*(getattr(sums, field.name)[kept] for field in fields(sums)))
     alpha1, alpha2 = first.reshape(shape), second.reshape(shape)
-    return alpha1, alpha2, squared_error(weight, *assign_codes(weight, alpha1, alpha2), alpha1, alpha2)
+    difference = weight - reconstruct(*assign_codes(weight, alpha1, alpha2), alpha1, alpha2)
+    return alpha1, alpha2, _energy(difference, importance)
+
+
+def _energy(values: Tensor, importance: Tensor | None) -> Tensor:
+    """Return the sum of squares of each group, [..., 1]."""
+    squares = values.square()
+    return (squares if importance is None else squares * importance).sum(-1, keepdim=True)

@@ -16,6 +16,7 @@ from lowbit import (
     Parametrization,
     QuantizedWeight,
     ScaleDtype,
+    StatisticsNeed,
     WeightQuantizer,
     from_groups,
     map_chunks,
@@ -29,6 +30,7 @@ from lowbit_dbllm.training import TrainableDualBinarization
 
 CHUNK_ELEMENTS = 2**19
 LEAST_CHUNKS = 8
+LEAST_IMPORTANCE = 1e-6
 
 Orientation = Literal["positive", "negative", "per-group"]
 
@@ -38,7 +40,8 @@ class FlexibleDualBinarization(WeightQuantizer):
 
     The paper starts from alpha1 = 2s, alpha2 = -s. It does not say which s; `minmax` takes half of the largest
     magnitude, `mse` the s of least squared error and then fits both scales freely. The paper's grid reaches further on
-    the positive side; choosing its side by group is our extension (`orientation="per-group"`).
+    the positive side; choosing its side by group is our extension (`orientation="per-group"`), and so is counting
+    errors by the inputs that they are multiplied with (`importance="second-moment"`).
     """
 
     name: ClassVar[str] = "fdb"
@@ -48,6 +51,9 @@ class FlexibleDualBinarization(WeightQuantizer):
 
         group_size: GroupSize = Field(64, description="columns that share a pair of scales; -1 for whole rows")
         scale_init: Literal["minmax", "mse"] = Field("mse", description="how the scales are found")
+        importance: Literal["none", "second-moment"] = Field(
+            "none", description="of `mse`: weights count alike, or by the mean square of what they are multiplied with"
+        )
         orientation: Orientation = Field("per-group", description="on which side of zero the grid reaches further")
         grid_candidates: int = Field(32, ge=2, le=1024, description="scales tried by the grid search of `mse`")
         iterations: int = Field(20, ge=0, le=1000, description="most rounds of alternating least squares of `mse`")
@@ -60,11 +66,21 @@ class FlexibleDualBinarization(WeightQuantizer):
             True, description="train the weight that codes are rounded from, not only the scales; the paper is silent"
         )
 
+    def __init__(self, config: BaseModel | None = None) -> None:
+        super().__init__(config)
+        if self.config.importance != "none":
+            self.needs = StatisticsNeed.SECOND_MOMENT
+
     def quantize(
         self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
     ) -> DualBinaryWeight:
-        """Quantize a matrix [out, in]; neither statistics nor random numbers are used."""
-        fitted = map_chunks(lambda rows: self._fit(to_groups(rows, self.config.group_size)), _chunks(weight))
+        """Quantize a matrix [out, in]; no random numbers are used, and statistics only for `importance`."""
+        importance = None
+        if statistics is not None and self.config.importance != "none":
+            importance = _importance(statistics.second_moment, self.config.group_size)
+        fitted = map_chunks(
+            lambda rows: self._fit(to_groups(rows, self.config.group_size), importance), _chunks(weight)
+        )
         alpha1 = torch.cat([pair[0] for pair in fitted])  # [out, groups]
         alpha2 = torch.cat([pair[1] for pair in fitted])  # [out, groups]
         return self._assemble(weight, alpha1, alpha2, _ordered_dtype(self.config.scale_dtype, alpha1, alpha2))
@@ -91,29 +107,39 @@ class FlexibleDualBinarization(WeightQuantizer):
             group_size=self.config.group_size,
         )
 
-    def _fit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def _fit(self, groups: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return both scales [rows, groups] of groups [rows, groups, group_size], signed by their orientation."""
         signs = {"positive": (1,), "negative": (-1,), "per-group": (1, -1)}[self.config.orientation]
-        starts = self._start(groups, signs)
-        best1, best2, best_error = self._fit_oriented(groups * signs[0], starts[0])
+        starts = self._start(groups, signs, importance)
+        best1, best2, best_error = self._fit_oriented(groups * signs[0], starts[0], importance)
         best1, best2 = best1 * signs[0], best2 * signs[0]
         for sign, start in zip(signs[1:], starts[1:], strict=True):
-            alpha1, alpha2, error = self._fit_oriented(groups * sign, start)
+            alpha1, alpha2, error = self._fit_oriented(groups * sign, start, importance)
             better = error < best_error
             best1, best2 = torch.where(better, alpha1 * sign, best1), torch.where(better, alpha2 * sign, best2)
             best_error = torch.where(better, error, best_error)
         return best1.squeeze(-1), best2.squeeze(-1)
 
-    def _start(self, groups: Tensor, signs: Sequence[int]) -> list[Tensor]:
+    def _start(self, groups: Tensor, signs: Sequence[int], importance: Tensor | None) -> list[Tensor]:
         """Return the s [rows, groups, 1] to start from in each orientation."""
         if self.config.scale_init == "minmax":
             return [groups.abs().amax(-1, keepdim=True) / 2] * len(signs)
-        return [scale for scale, _ in grid_search(groups, self.config.grid_candidates, signs)]
+        return [scale for scale, _ in grid_search(groups, self.config.grid_candidates, signs, importance)]
 
-    def _fit_oriented(self, groups: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _fit_oriented(self, groups: Tensor, scale: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return alpha1, alpha2 and the squared error in the plain orientation, each [rows, groups, 1]."""
         iterations = self.config.iterations if self.config.scale_init == "mse" else 0
-        return alternate(groups, 2 * scale, -scale, iterations)
+        return alternate(groups, 2 * scale, -scale, iterations, importance)
+
+
+def _importance(second_moment: Tensor, group_size: int) -> Tensor | None:
+    """Return what each column's squared error counts, [1, groups, group_size], with mean 1; padding counts nothing."""
+    mean = second_moment.mean()
+    if not mean > 0:
+        return None
+    # A column that was always zero still counts a little: its group needs an error to lower.
+    relative = (second_moment / mean).clamp_min(LEAST_IMPORTANCE)
+    return to_groups(relative.unsqueeze(0), group_size)
 
 
 def _chunks(weight: Tensor, *others: Tensor) -> list[tuple[Tensor, ...]]:

@@ -65,7 +65,7 @@ class PartialBinarization(WeightQuantizer):
     """
 
     name: ClassVar[str] = "pbllm"
-    needs: ClassVar[StatisticsNeed] = StatisticsNeed.HESSIAN
+    needs: StatisticsNeed = StatisticsNeed.HESSIAN
 
     class Config(FidelityConfig):
         """Options of PB-LLM."""

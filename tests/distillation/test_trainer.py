@@ -85,7 +85,7 @@ def test_parts_of_a_batch_and_recomputed_activations_give_the_same_curve(
         assert found == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("architecture", ["gemma3", "mixtral"])
+@pytest.mark.parametrize("architecture", ["gemma3", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_bfloat16_stays_near_float32(parent: ModelFolder, tmp_path: Path, architecture: str) -> None:
     curves = [
         train(parent(architecture), tmp_path / precision, precision=precision, gradient_checkpointing=True, steps=4)[0]

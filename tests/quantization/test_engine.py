@@ -44,7 +44,7 @@ class Recorder(WeightQuantizer):
     """Rounds to nearest and keeps the statistics that it is given, in the order of the targets."""
 
     name: ClassVar[str] = "recorder"
-    needs: ClassVar[StatisticsNeed] = StatisticsNeed.HESSIAN
+    needs: StatisticsNeed = StatisticsNeed.HESSIAN
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Recorder(WeightQuantizer):
 
 
 class DiagonalRecorder(Recorder):
-    needs: ClassVar[StatisticsNeed] = StatisticsNeed.SECOND_MOMENT
+    needs: StatisticsNeed = StatisticsNeed.SECOND_MOMENT
 
 
 @dataclass
@@ -269,7 +269,7 @@ def test_a_quantizer_that_breaks_its_contract_is_named(
 class Drawing(Recorder):
     """Keeps the first number that its generator draws."""
 
-    needs: ClassVar[StatisticsNeed] = StatisticsNeed.NONE
+    needs: StatisticsNeed = StatisticsNeed.NONE
 
     def quantize(
         self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
@@ -289,7 +289,7 @@ def test_random_draws_depend_on_seed_and_name_only(parent: ModelFolder, tmp_path
 class Outspoken(Recorder):
     """Says something about every weight, and something that is not its own to say."""
 
-    needs: ClassVar[StatisticsNeed] = StatisticsNeed.NONE
+    needs: StatisticsNeed = StatisticsNeed.NONE
 
     def quantize(
         self, weight: Tensor, statistics: LayerStatistics | None, generator: torch.Generator
