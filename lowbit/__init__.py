@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         TrainingStep,
         WeightQuantizer,
         Workload,
+        training_presets,
     )
     from lowbit.errors import LowbitError, QuantizationWarning
     from lowbit.hookspecs import hookimpl
@@ -81,7 +82,7 @@ _HOMES = {
         "DistillationSettings FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics Method "
         "PackedWeight Packer Parametrization PublishedCell PublishedFile PublishedProtocol PublishedResults "
         "QuantizedBlock QuantizedWeight Scales StatisticsNeed Support TensorLayout TokenLoss TrainingStep "
-        "WeightQuantizer Workload"
+        "WeightQuantizer Workload training_presets"
     ),
     "lowbit.errors": "LowbitError QuantizationWarning",
     "lowbit.hookspecs": "hookimpl",
@@ -163,6 +164,7 @@ __all__ = [
     "row_chunks",
     "storable_dtype",
     "to_groups",
+    "training_presets",
     "unit_scale",
     "unpack_bits",
     "working_copy",

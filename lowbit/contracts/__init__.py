@@ -22,6 +22,7 @@ from lowbit.contracts.training import (
     TrainingDataSettings,
     TrainingStep,
 )
+from lowbit.contracts.training_presets import training_presets
 
 __all__ = [
     "ActivationWriter",
@@ -67,4 +68,5 @@ __all__ = [
     "WeightQuantizer",
     "Workload",
     "declared_fields",
+    "training_presets",
 ]

@@ -68,8 +68,10 @@ class OptimizationSettings(_Settings):
 
     steps: int = Field(200, ge=1, description="optimizer steps")
     batch_size: int = Field(16, ge=1, description="sequences an optimizer step, over all processes")
-    weight_rate: float = Field(0.02, ge=0, description="learning rate of latent weights, relative to their size")
-    scale_rate: float = Field(0.01, ge=0, description="learning rate of scales and zero points, relative to their size")
+    weight_rate: float = Field(0.005, ge=0, description="learning rate of latent weights, relative to their size")
+    scale_rate: float = Field(
+        0.003, ge=0, description="learning rate of scales and zero points, relative to their size"
+    )
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises from 0")
     final_rate: float = Field(0.0, ge=0, le=1, description="share of the rate that the cosine ends with")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")

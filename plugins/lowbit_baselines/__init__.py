@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowbit import Method, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit import Method, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl, training_presets
 from lowbit_baselines.affine import AffineWeight
 from lowbit_baselines.gptq import GPTQ
 from lowbit_baselines.learned_step import LearnedStep
@@ -42,6 +42,13 @@ def lowbit_methods() -> Iterator[Method]:
         quantizer="gptq",
         options={"fidelity": "code"},
         description="GPTQ as its authors' code computes it, scales in float32",
+    )
+    yield Method(
+        "lsq",
+        quantizer="lsq",
+        description="learned-step quantization, 2 bits, groups of 64: step, offset and weights trained",
+        presets=training_presets(loss="kl"),
+        preset="quick",
     )
     yield Method(
         "lsq-ptq",

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowbit import DistillationLoss, Method, Packer, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit import (
+    DistillationLoss,
+    Method,
+    Packer,
+    PublishedFile,
+    QuantizedWeight,
+    WeightQuantizer,
+    hookimpl,
+    training_presets,
+)
 from lowbit_dbllm.deviation import DeviationAwareDistillation
 from lowbit_dbllm.diagnostics import lowbit_diagnostics
 from lowbit_dbllm.format import DualBinaryWeight
 from lowbit_dbllm.packer import BitPlanePacker
 from lowbit_dbllm.paths import lowbit_output_diagnostics
-from lowbit_dbllm.presets import PRESETS, TRAINED
 from lowbit_dbllm.quantizer import FlexibleDualBinarization
 
 __all__ = [
@@ -56,8 +64,7 @@ def lowbit_methods() -> Iterator[Method]:
         quantizer="fdb",
         packer="bit-planes",
         description="DB-LLM: two bit planes and two scales a group of 64, trained block by block, then as a whole",
-        recipe=TRAINED,
-        presets=PRESETS,
+        presets=training_presets(loss="dad"),
         preset="quick",
         default=True,
     )

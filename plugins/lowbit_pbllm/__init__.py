@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowbit import Method, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl
+from lowbit import Method, PublishedFile, QuantizedWeight, WeightQuantizer, hookimpl, training_presets
 from lowbit_pbllm.diagnostics import lowbit_diagnostics
 from lowbit_pbllm.format import IndexedPartialBinaryWeight, PartialBinaryWeight
 from lowbit_pbllm.quantizer import PartialBinarization
@@ -44,7 +44,13 @@ def lowbit_methods() -> Iterator[Method]:
         "pbllm-qat",
         quantizer="pbllm",
         options={"saliency": "magnitude", "compensate": False},
-        description="PB-LLM's start of training: a tenth of the weights, the largest, at 8 bits, nothing compensated",
+        description="PB-LLM's training: salient weights frozen, the others binary with analytic scales, no teacher",
+        presets={
+            name: {**preset, "reconstruction": None}
+            for name, preset in training_presets(loss="next-token").items()
+            if preset["distillation"] is not None
+        },
+        preset="quick",
     )
 
 
