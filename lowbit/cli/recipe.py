@@ -17,16 +17,18 @@ def command() -> None:
 
 @command.command("show")
 @click.argument("method")
+@click.option("--preset", help="One of the method's presets.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
 @plugin_options
-def show(method: str, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> None:
+def show(method: str, preset: str | None, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> None:
     """Print the resolved recipe of a method, every default filled in."""
     import yaml
 
     from lowbit.cli.startup import read_overrides, start
     from lowbit.recipe import resolve_recipe
 
-    recipe = resolve_recipe(start(plugins), method, overrides=read_overrides(overrides))
+    flags = {} if preset is None else {"preset": preset}
+    recipe = resolve_recipe(start(plugins), method, flags=flags, overrides=read_overrides(overrides))
     click.echo(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), nl=False)
     click.echo(f"# sha256 {recipe.sha256()}")
 

@@ -70,7 +70,7 @@ class OptimizationSettings(_Settings):
     batch_size: int = Field(16, ge=1, description="sequences an optimizer step, over all processes")
     weight_rate: float = Field(0.005, ge=0, description="learning rate of latent weights, relative to their size")
     scale_rate: float = Field(
-        0.003, ge=0, description="learning rate of scales and zero points, relative to their size"
+        0.003, ge=0, description="learning rate of scales and the like, relative to their size"
     )
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises from 0")
     final_rate: float = Field(0.0, ge=0, le=1, description="share of the rate that the cosine ends with")
