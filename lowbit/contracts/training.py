@@ -69,9 +69,7 @@ class OptimizationSettings(_Settings):
     steps: int = Field(200, ge=1, description="optimizer steps")
     batch_size: int = Field(16, ge=1, description="sequences an optimizer step, over all processes")
     weight_rate: float = Field(0.005, ge=0, description="learning rate of latent weights, relative to their size")
-    scale_rate: float = Field(
-        0.003, ge=0, description="learning rate of scales and the like, relative to their size"
-    )
+    scale_rate: float = Field(0.003, ge=0, description="learning rate of scales and the like, relative to their size")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises from 0")
     final_rate: float = Field(0.0, ge=0, le=1, description="share of the rate that the cosine ends with")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
@@ -120,6 +118,9 @@ class DistillationSettings(OptimizationSettings):
 
     loss: Annotated[tuple[LossSettings, ...], BeforeValidator(_as_losses)] = Field(
         (LossSettings(name="kl"),), min_length=1, description="a loss by name, one with its options, or a list of such"
+    )
+    norm_rate: float = Field(
+        0.0, ge=0, description="learning rate of the blocks' norms and biases, relative to their size; 0: not trained"
     )
     micro_batch_size: int | None = Field(
         None, ge=1, description="sequences a process runs at once; none: its whole share of the batch"

@@ -17,7 +17,11 @@ FIRST_STEPS = 5
 
 
 def make_optimizer(
-    latent_weights: Mapping[str, nn.Parameter], scales: Mapping[str, nn.Parameter], settings: OptimizationSettings
+    latent_weights: Mapping[str, nn.Parameter],
+    scales: Mapping[str, nn.Parameter],
+    settings: OptimizationSettings,
+    unquantized: Mapping[str, nn.Parameter] | None = None,
+    unquantized_rate: float = 0.0,
 ) -> torch.optim.AdamW:
     """Make the optimizer; each tensor has a learning rate in proportion to its root mean square as it is now.
 
@@ -25,12 +29,15 @@ def make_optimizer(
         latent_weights: Trained at `weight_rate`, with weight decay.
         scales: Trained at `scale_rate`, without.
         settings: Rates and decays.
+        unquantized: Parameters that are trained as they are, without weight decay.
+        unquantized_rate: Their learning rate.
     """
     groups = [
         {"params": [tensor], "name": name, "full_rate": rate * _size(tensor), "weight_decay": decay}
         for tensors, rate, decay in (
             (latent_weights, settings.weight_rate, settings.weight_decay),
             (scales, settings.scale_rate, 0.0),
+            (unquantized or {}, unquantized_rate, 0.0),
         )
         for name, tensor in tensors.items()
     ]

@@ -55,13 +55,23 @@ class ParametrizedWeights:
         model: The module that target names refer to.
         weights: What to train; of fused experts, all of a parameter.
         state: Trained latent weights and parameters to start from, by the names that `state` gives them.
+        unquantized: Names of the model's parameters that are trained as they are, such as those of norms.
 
     Raises:
         LowbitError: A quantizer offers no training.
     """
 
-    def __init__(self, model: nn.Module, weights: Sequence[TrainableWeight], state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Sequence[TrainableWeight],
+        state: Mapping[str, Tensor],
+        unquantized: Sequence[str] = (),
+    ) -> None:
         self._model = model
+        self._unquantized = tuple(unquantized)
+        for parameter in self.unquantized().values():
+            parameter.requires_grad_(True)
         self._weights = list(weights)
         self._parts: dict[str, Parametrization] = {}
         for weight in self._weights:
@@ -102,6 +112,14 @@ class ParametrizedWeights:
             for key, parameter in part.named_parameters()
         }
 
+    def unquantized(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained as they are, by name."""
+        return {name: self._model.get_parameter(name) for name in self._unquantized}
+
+    def unquantized_values(self) -> dict[str, Tensor]:
+        """Return copies of these parameters, whole and on the CPU; every process must ask at the same time."""
+        return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in self.unquantized().items()}
+
     def project(self) -> None:
         """Call every parametrization's `project`."""
         for part in self._parts.values():
@@ -120,7 +138,7 @@ class ParametrizedWeights:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return everything that is trained, by name."""
-        return self.latent_weights() | self.scales()
+        return self.latent_weights() | self.scales() | self.unquantized()
 
     @torch.no_grad()
     def freeze(self) -> dict[str, QuantizedWeight]:

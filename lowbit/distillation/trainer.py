@@ -92,7 +92,10 @@ class Trainer:
             )
         if is_sharded():
             shard(work.student, work.weights.scales().values(), self._device, accelerator.num_processes)
-        self._optimizer = make_optimizer(work.weights.latent_weights(), work.weights.scales(), settings)
+        weights = work.weights
+        self._optimizer = make_optimizer(
+            weights.latent_weights(), weights.scales(), settings, weights.unquantized(), settings.norm_rate
+        )
         self._trained: dict[str, nn.Parameter] = {
             group["name"]: group["params"][0] for group in self._optimizer.param_groups
         }

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 
 from lowbit.calibration import CalibrationTokens
 from lowbit.contracts import (
-    LayerReport,
     QuantizedBlock,
     QuantizedWeight,
     ReconstructionSettings,
@@ -29,10 +28,10 @@ from lowbit.distillation.trainer import Distillation, Trainer
 from lowbit.distillation.training_store import TrainingStore
 from lowbit.durable import write_json
 from lowbit.modeling.journal import Journal
-from lowbit.models import WeightTarget, read_weight
 from lowbit.models.freed_memory import kept_freed_memory
 from lowbit.pipeline.generate import generate_tokens
 from lowbit.pipeline.load import load
+from lowbit.pipeline.trained_model import TrainedModel
 from lowbit.pipeline.training_diagnostics import TrainingDiagnostics
 from lowbit.quantization.block_training import TrainableWeight
 from lowbit.quantization.plan import QuantizationPlan
@@ -150,7 +149,7 @@ def distill(
     teacher = load(parent, "dense", "auto", device, recipe.model.trust_remote_code).requires_grad_(False)
     student = load(parent, "dense", "float32", student_device, recipe.model.trust_remote_code).requires_grad_(False)
     blocks = [journal.block(index) for index in range(len(plan.blocks))]
-    weights = _parametrized(student, plan, blocks)
+    weights = _parametrized(student, plan, blocks, settings.norm_rate > 0)
     if settings.gradient_checkpointing:
         without_dropout(student)
         student.gradient_checkpointing_enable({"use_reentrant": False})
@@ -169,12 +168,14 @@ def distill(
         curve = trainer.run()
     deviation = {"before": before, "after": watched.deviation()}
     frozen = weights.freeze()
-    outputs = watched.outputs(student, teacher, plan, frozen)
+    trained = TrainedModel(
+        plan, frozen, weights.unquantized_values(), teacher, watched.outputs(student, teacher, plan, frozen), diagnose
+    )
     if accelerator.is_main_process:
         distilled.open({})
         write_json(distilled.path / RECORD_FILE, {**curve.to_dict(), "deviation": deviation})
         for block in blocks[distilled.finished() :]:
-            distilled.commit(_trained(block, plan, frozen, teacher, diagnose, outputs))
+            distilled.commit(trained.block(block))
     accelerator.wait_for_everyone()
     return distilled
 
@@ -204,7 +205,9 @@ def training_record(
     return record
 
 
-def _parametrized(student: Any, plan: QuantizationPlan, blocks: list[QuantizedBlock]) -> ParametrizedWeights:
+def _parametrized(
+    student: Any, plan: QuantizationPlan, blocks: list[QuantizedBlock], with_norms: bool
+) -> ParametrizedWeights:
     """Make the student's quantized weights trainable, each from where the quantization left it."""
     weights: list[TrainableWeight] = []
     state: dict[str, torch.Tensor] = {}
@@ -213,42 +216,10 @@ def _parametrized(student: Any, plan: QuantizationPlan, blocks: list[QuantizedBl
         for target in plan.blocks[index]:
             if target.name in block.weights:
                 weights.append(TrainableWeight(target, plan.quantizers[target.name], block.weights[target.name]))
-    return ParametrizedWeights(student, weights, state)
+    return ParametrizedWeights(student, weights, state, _norms(student, blocks) if with_norms else ())
 
 
-def _trained(
-    block: QuantizedBlock,
-    plan: QuantizationPlan,
-    frozen: Mapping[str, QuantizedWeight],
-    teacher: Any,
-    diagnose: Callable[[QuantizedWeight], Mapping[str, float]],
-    outputs: Mapping[str, Mapping[str, float]],
-) -> QuantizedBlock:
-    """Return a block with its trained weights and what there is to say of them."""
-    targets = {target.name: target for target in plan.blocks[block.index]}
-    reports = []
-    for report in block.reports:
-        quantized = frozen[report.name]
-        numbers = {**diagnose(quantized), **outputs.get(report.name, {})}
-        reports.append(_report(report, targets[report.name], quantized, teacher, numbers))
-    weights = {name: frozen[name].to("cpu") for name in block.weights}
-    return replace(block, weights=weights, reports=tuple(reports), state={})
-
-
-def _report(
-    before: LayerReport,
-    target: WeightTarget,
-    quantized: QuantizedWeight,
-    teacher: Any,
-    diagnostics: Mapping[str, float],
-) -> LayerReport:
-    weight = read_weight(teacher, target).float()
-    energy = float(weight.square().sum())
-    error = float((weight - quantized.dequantize()).square().sum()) / energy if energy else 0.0
-    return replace(
-        before,
-        nominal_bits=quantized.nominal_bits,
-        relative_error=error,
-        diagnostics=diagnostics,
-        untrained=before.untrained or before.diagnostics,
-    )
+def _norms(student: Any, blocks: list[QuantizedBlock]) -> list[str]:
+    """Return the names of the blocks' vectors: norms and biases."""
+    parameters = dict(student.named_parameters())
+    return [name for block in blocks for name in block.untouched if name in parameters and parameters[name].dim() == 1]

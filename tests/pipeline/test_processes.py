@@ -56,10 +56,10 @@ def curve(folder: Path) -> dict[str, Any]:
 
 
 def assert_same_curve(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found["losses"] == pytest.approx(expected["losses"], rel=2e-3)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
     assert [step for step, _ in found["held_out"]] == [step for step, _ in expected["held_out"]]
     held_out = [[loss for _, loss in one["held_out"]] for one in (found, expected)]
-    assert held_out[0] == pytest.approx(held_out[1], rel=2e-3)
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
 
 
 def command(parent: Path, tmp_path: Path, *more: str) -> list[str]:
