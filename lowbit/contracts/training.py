@@ -119,6 +119,12 @@ class DistillationSettings(OptimizationSettings):
     loss: Annotated[tuple[LossSettings, ...], BeforeValidator(_as_losses)] = Field(
         (LossSettings(name="kl"),), min_length=1, description="a loss by name, one with its options, or a list of such"
     )
+    settle: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="after block-wise reconstruction: share of the way that latent weights move to their levels first",
+    )
     norm_rate: float = Field(
         0.0, ge=0, description="learning rate of the blocks' norms and biases, relative to their size; 0: not trained"
     )

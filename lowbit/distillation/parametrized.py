@@ -120,6 +120,20 @@ class ParametrizedWeights:
         """Return copies of these parameters, whole and on the CPU; every process must ask at the same time."""
         return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in self.unquantized().items()}
 
+    @torch.no_grad()
+    def settle(self, share: float) -> None:
+        """Move every latent weight towards what it is quantized to, a share of the way; no quantized weight changes.
+
+        Training leaves many latent weights beside the threshold between two levels, where the next small step of
+        anything flips them: each one's side was learned, but not its distance.
+        """
+        for group in _by_parameter(self._weights).values():
+            target = group[0].target
+            stored = self._stored(target)
+            if stored.requires_grad:
+                module: Any = self._model.get_submodule(target.module)
+                stored.lerp_(getattr(module, target.parameter).to(stored.dtype), share)
+
     def project(self) -> None:
         """Call every parametrization's `project`."""
         for part in self._parts.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,34 +143,19 @@ def distill(
     distilled = Journal(journal.path / DISTILLED, recipe.packer.name, 0)
     if distilled.finished() == len(plan.blocks):
         return distilled
-    device = str(accelerator.device)
-    # A student whose weights are shared out moves to the device in parts, as it need not fit as a whole.
-    student_device = "cpu" if is_sharded() else device
-    teacher = load(parent, "dense", "auto", device, recipe.model.trust_remote_code).requires_grad_(False)
-    student = load(parent, "dense", "float32", student_device, recipe.model.trust_remote_code).requires_grad_(False)
     blocks = [journal.block(index) for index in range(len(plan.blocks))]
-    weights = _parametrized(student, plan, blocks, settings.norm_rate > 0)
-    if settings.gradient_checkpointing:
-        without_dropout(student)
-        student.gradient_checkpointing_enable({"use_reentrant": False})
-        student.train()
-    head = Head(teacher)
-    objective = Objective(build_losses(registry(), settings), head, settings.chunk_elements, student.config.vocab_size)
-    guide: Body | RememberedTeacher = Body(teacher)
-    if remembered_bytes(tokens, student.config.hidden_size) <= settings.teacher_memory:
-        guide = RememberedTeacher(Body(teacher))
-    work = Distillation(Body(student), guide, weights, objective, tokens)
+    pair = _teacher_and_student(recipe, parent, accelerator.device)
+    work, head = _work(recipe, pair, plan, blocks, tokens)
     store = TrainingStore(journal.path / TRAINING)
     trainer = Trainer(work, settings, recipe.seed, store, accelerator, events.training_step)
-    watched = TrainingDiagnostics(work, head, settings, student.config.vocab_size, accelerator.device)
+    watched = TrainingDiagnostics(work, head, settings, pair.student.config.vocab_size, accelerator.device)
     before = watched.deviation()
     with kept_freed_memory():
         curve = trainer.run()
     deviation = {"before": before, "after": watched.deviation()}
-    frozen = weights.freeze()
-    trained = TrainedModel(
-        plan, frozen, weights.unquantized_values(), teacher, watched.outputs(student, teacher, plan, frozen), diagnose
-    )
+    frozen = work.weights.freeze()
+    outputs = watched.outputs(pair.student, pair.teacher, plan, frozen)
+    trained = TrainedModel(plan, frozen, work.weights.unquantized_values(), pair.teacher, outputs, diagnose)
     if accelerator.is_main_process:
         distilled.open({})
         write_json(distilled.path / RECORD_FILE, {**curve.to_dict(), "deviation": deviation})
@@ -178,6 +163,46 @@ def distill(
             distilled.commit(trained.block(block))
     accelerator.wait_for_everyone()
     return distilled
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Teacher and student, whole transformers models."""
+
+    teacher: Any
+    student: Any
+
+
+def _teacher_and_student(recipe: Recipe, parent: Path, device: torch.device) -> _Pair:
+    """Load the parent twice, once frozen in its own dtype and once in float32 to be trained."""
+    # A student whose weights are shared out moves to the device in parts, as it need not fit as a whole.
+    student_device = "cpu" if is_sharded() else str(device)
+    trusted = recipe.model.trust_remote_code
+    teacher = load(parent, "dense", "auto", str(device), trusted).requires_grad_(False)
+    student = load(parent, "dense", "float32", student_device, trusted).requires_grad_(False)
+    if recipe.distillation is not None and recipe.distillation.gradient_checkpointing:
+        without_dropout(student)
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+        student.train()
+    return _Pair(teacher, student)
+
+
+def _work(
+    recipe: Recipe, pair: _Pair, plan: QuantizationPlan, blocks: list[QuantizedBlock], tokens: torch.Tensor
+) -> tuple[Distillation, Head]:
+    """Make the student's weights trainable, and put together what the trainer needs."""
+    settings = recipe.distillation
+    assert settings is not None
+    student = pair.student
+    head = Head(pair.teacher)
+    weights = _parametrized(student, plan, blocks, settings.norm_rate > 0)
+    if recipe.reconstruction is not None:
+        weights.settle(settings.settle)
+    objective = Objective(build_losses(registry(), settings), head, settings.chunk_elements, student.config.vocab_size)
+    teacher: Body | RememberedTeacher = Body(pair.teacher)
+    if remembered_bytes(tokens, student.config.hidden_size) <= settings.teacher_memory:
+        teacher = RememberedTeacher(Body(pair.teacher))
+    return Distillation(Body(student), teacher, weights, objective, tokens), head
 
 
 def training_record(
