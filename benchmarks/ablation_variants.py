@@ -44,6 +44,9 @@ class Variant:
     budget: str = ""
 
 
+ALONE_RATE = "distillation.weight_rate=0.005"
+"""The presets' rate is for latent weights that settled on their levels; without reconstruction it is far too high."""
+
 BASE = Variant("references", "base", ())
 PTQ = Variant("references", "dbllm-ptq", DBLLM_PTQ, "no training")
 
@@ -109,8 +112,8 @@ def _stages(base: Recipe) -> list[Variant]:
         rows += [
             ("reconstruction only", ("distillation=null",), SMALLER),
             ("reconstruction only, all steps moved to it", ("distillation=null", *blocks), ""),
-            ("distillation only", ("reconstruction=null",), SMALLER),
-            ("distillation only, all steps moved to it", ("reconstruction=null", *whole), ""),
+            ("distillation only", ("reconstruction=null", ALONE_RATE), SMALLER),
+            ("distillation only, all steps moved to it", ("reconstruction=null", ALONE_RATE, *whole), ""),
             ("both", (), ""),
         ]
     else:

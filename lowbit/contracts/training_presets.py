@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-RATES: Mapping[str, Any] = {"weight_rate": 0.01, "scale_rate": 0.003, "precision": "bfloat16"}
+RECONSTRUCTION_RATES: Mapping[str, Any] = {"weight_rate": 0.01, "scale_rate": 0.002, "precision": "bfloat16"}
+DISTILLATION_RATES: Mapping[str, Any] = {
+    "weight_rate": 0.02,
+    "scale_rate": 0.003,
+    "settle": 0.9,
+    "precision": "bfloat16",
+}
 
 QUICK: Mapping[str, Any] = {
     "training_data": {"seq_len": 256, "generated": {"n_samples": 128}},
-    "reconstruction": {"steps": 40, "batch_size": 4, "n_samples": 64},
-    "distillation": {"steps": 200, "batch_size": 4, "evaluate_every": 50},
+    "reconstruction": {"steps": 120, "batch_size": 4},
+    "distillation": {"steps": 160, "batch_size": 4, "evaluate_every": 40},
 }
 
 STANDARD: Mapping[str, Any] = {
     "training_data": {"seq_len": 256, "generated": {"n_samples": 512}},
-    "reconstruction": {"steps": 150, "batch_size": 4, "n_samples": 128},
-    "distillation": {"steps": 800, "batch_size": 4, "evaluate_every": 100, "checkpoint_every": 100},
+    "reconstruction": {"steps": 500, "batch_size": 4},
+    "distillation": {"steps": 500, "batch_size": 4, "evaluate_every": 50, "checkpoint_every": 100},
 }
 
 ONE_BILLION: Mapping[str, Any] = {
     "training_data": {"seq_len": 1024, "generated": {"n_samples": 8192, "batch_size": 256}},
-    "reconstruction": {"steps": 400, "batch_size": 8, "n_samples": 512, "weight_rate": 0.005},
+    "reconstruction": {"steps": 800, "batch_size": 8, "n_samples": 1024, "weight_rate": 0.005},
     "distillation": {
         "steps": 2000,
         "batch_size": 16,
         "micro_batch_size": 4,
-        "weight_rate": 0.003,
+        "weight_rate": 0.01,
         "scale_rate": 0.001,
         "gradient_checkpointing": True,
         "evaluate_every": 100,
@@ -36,12 +42,12 @@ ONE_BILLION: Mapping[str, Any] = {
 
 SEVEN_BILLION: Mapping[str, Any] = {
     "training_data": {"seq_len": 2048, "generated": {"n_samples": 20_000, "batch_size": 128}},
-    "reconstruction": {"steps": 400, "batch_size": 4, "n_samples": 256, "weight_rate": 0.005},
+    "reconstruction": {"steps": 800, "batch_size": 4, "n_samples": 512, "weight_rate": 0.005},
     "distillation": {
         "steps": 1250,
         "batch_size": 16,
         "micro_batch_size": 1,
-        "weight_rate": 0.002,
+        "weight_rate": 0.005,
         "scale_rate": 0.001,
         "gradient_checkpointing": True,
         "evaluate_every": 50,
@@ -76,7 +82,7 @@ def training_presets(**distillation: Any) -> dict[str, dict[str, Any]]:
         whole = preset["distillation"]
         presets[name] = {
             "training_data": preset["training_data"],
-            "reconstruction": {**RATES, **preset["reconstruction"]},
-            "distillation": None if whole is None else {**RATES, **whole, **distillation},
+            "reconstruction": {**RECONSTRUCTION_RATES, **preset["reconstruction"]},
+            "distillation": None if whole is None else {**DISTILLATION_RATES, **whole, **distillation},
         }
     return presets

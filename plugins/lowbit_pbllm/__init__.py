@@ -47,7 +47,7 @@ def lowbit_methods() -> Iterator[Method]:
         description="PB-LLM's training: salient weights frozen, the others binary with analytic scales, no teacher",
         presets={
             name: {**preset, "reconstruction": None}
-            for name, preset in training_presets(loss="next-token").items()
+            for name, preset in training_presets(loss="next-token", weight_rate=0.005).items()
             if preset["distillation"] is not None
         },
         preset="quick",
