@@ -2,6 +2,7 @@
 
     python benchmarks/quantization_memory.py FOLDER                # 1.1 billion parameters, without calibration
     python benchmarks/quantization_memory.py FOLDER --calibrated   # with Hessians from 32 x 512 random tokens
+    python benchmarks/quantization_memory.py FOLDER --trained      # with block-wise training on 4 x 256 random tokens
 
 FOLDER receives the model (kept for the next run) and the checkpoint (made anew). The numbers are anonymous resident
 memory above what the process holds after its imports; memory-mapped weight files do not count.
@@ -88,7 +89,12 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def measure(folder: Path, shape: dict[str, int], seed: int, tokens: tuple[int, int] | None) -> dict[str, Any]:
+RECONSTRUCTION = {"steps": 2, "batch_size": 2}
+
+
+def measure(
+    folder: Path, shape: dict[str, int], seed: int, tokens: tuple[int, int] | None, trained: bool
+) -> dict[str, Any]:
     """Quantize the model in `folder`/parent and return what it took.
 
     Args:
@@ -96,12 +102,17 @@ def measure(folder: Path, shape: dict[str, int], seed: int, tokens: tuple[int, i
         shape: The model's shape, for the record.
         seed: Decides the calibration tokens.
         tokens: Calibration samples and their length, or `None` for none.
+        trained: Whether the tokens are there for block-wise reconstruction, a few steps a block; memory does not
+            depend on how many.
     """
     flags: dict[str, Any] = {"model": {"path": str(folder / "parent")}, "seed": seed}
     method = "dbllm-ptq"
+    if trained:
+        flags |= {"reconstruction": RECONSTRUCTION, "training_data": {"source": "calibration"}}
     if tokens is not None:
-        registry().load(str(PLUGIN))
-        method = "hessian-rounding"
+        if not trained:
+            registry().load(str(PLUGIN))
+            method = "hessian-rounding"
         file = folder / "tokens.npz"
         drawn = np.random.default_rng(seed).integers(3, shape["vocab_size"], tokens, dtype=np.int64)
         np.savez(file, tokens=drawn)
@@ -117,6 +128,7 @@ def measure(folder: Path, shape: dict[str, int], seed: int, tokens: tuple[int, i
     return {
         "method": method,
         "calibration_tokens": tokens,
+        "trained": trained,
         "shape": shape,
         "parameters": outcome.bits.parameters,
         "quantized_weights": outcome.bits.quantized_weights,
@@ -137,16 +149,20 @@ def measure(folder: Path, shape: dict[str, int], seed: int, tokens: tuple[int, i
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--shape", type=click.Choice(sorted(SHAPES)), default="1b", show_default=True)
 @click.option("--calibrated", is_flag=True, help="Collect Hessians from random tokens.")
-@click.option("--n_samples", default=32, show_default=True)
-@click.option("--seq_len", default=512, show_default=True)
+@click.option("--trained", is_flag=True, help="Train each block on random tokens, a few steps.")
+@click.option("--n_samples", type=int, help="Sequences; none: 32, or 4 with --trained.")
+@click.option("--seq_len", type=int, help="Tokens a sequence; none: 512, or 256 with --trained.")
 @click.option("--seed", default=0, show_default=True)
-def main(folder: Path, shape: str, calibrated: bool, n_samples: int, seq_len: int, seed: int) -> None:
+def main(
+    folder: Path, shape: str, calibrated: bool, trained: bool, n_samples: int | None, seq_len: int | None, seed: int
+) -> None:
     """Write the parent if it is absent, quantize it, and print the numbers as JSON."""
     transformers.utils.logging.set_verbosity_error()
     if not (folder / "parent" / "config.json").is_file():
         write_parent(folder / "parent", SHAPES[shape], seed)
-    tokens = (n_samples, seq_len) if calibrated else None
-    click.echo(json.dumps(measure(folder, SHAPES[shape], seed, tokens), indent=2))
+    usual = (4, 256) if trained else (32, 512)
+    tokens = (n_samples or usual[0], seq_len or usual[1]) if calibrated or trained else None
+    click.echo(json.dumps(measure(folder, SHAPES[shape], seed, tokens, trained), indent=2))
 
 
 if __name__ == "__main__":

@@ -111,12 +111,12 @@ def make_tokenizer(vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
     )
 
 
-def make_recipe(parent: Path, method: str = "dbllm", **flags: Any) -> Recipe:
+def make_recipe(parent: Path, method: str = "dbllm-ptq", **flags: Any) -> Recipe:
     """Resolve the recipe of a method over a parent."""
     return resolve_recipe(registry(), method, flags={"model": {"path": str(parent)}, **flags})
 
 
-def quantize(parent: Path, output: Path, method: str = "dbllm", **flags: Any) -> QuantizationOutcome:
+def quantize(parent: Path, output: Path, method: str = "dbllm-ptq", **flags: Any) -> QuantizationOutcome:
     """Quantize a parent through the whole pipeline."""
     recipe = make_recipe(parent, method, **flags)
     return quantize_to(recipe, output, HookEvents(recipe))

@@ -26,7 +26,7 @@ def recipes(methods: str, **flags: Any) -> list[Recipe]:
     return resolve_grid(None, methods, {"eval": {**evaluation, **flags.pop("eval", {})}, **flags})
 
 
-def run(output: Path, methods: str = "dbllm,rtn", **flags: Any) -> list[Row]:
+def run(output: Path, methods: str = "dbllm-ptq,rtn", **flags: Any) -> list[Row]:
     return list(bench(recipes(methods, **flags), BenchOptions(output, extra_tasks=task_configs())))
 
 
@@ -44,7 +44,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_parent_comes_first_and_every_method_has_bits_tasks_time_and_memory(output: Path) -> None:
     rows = run(output)
-    assert [row.method for row in rows] == ["parent", "dbllm", "rtn"]
+    assert [row.method for row in rows] == ["parent", "dbllm-ptq", "rtn"]
     for row in rows[1:]:
         assert set(row.metrics) == {"smallworld_text", "smallworld_choice"}
         assert row.seconds is not None and row.memory_bytes is not None
@@ -53,7 +53,7 @@ def test_the_parent_comes_first_and_every_method_has_bits_tasks_time_and_memory(
 
 
 def test_a_result_has_everything_that_says_what_it_is(output: Path) -> None:
-    result = result_files(output, "embedded__dbllm")[0]
+    result = result_files(output, "embedded__dbllm-ptq")[0]
     ours = result["lowbit"]
     assert result["results"]["smallworld_choice"]["acc,none"] >= 0
     assert ours["coverage"]["share"] == 1.0
@@ -70,7 +70,7 @@ def test_a_result_has_everything_that_says_what_it_is(output: Path) -> None:
 
 
 def test_reported_bits_agree_with_the_file_to_the_byte(output: Path) -> None:
-    ours = result_files(output, "embedded__dbllm")[0]["lowbit"]
+    ours = result_files(output, "embedded__dbllm-ptq")[0]["lowbit"]
     size = sum(file.stat().st_size for file in Path(ours["checkpoint"]).glob("*.safetensors"))
     assert ours["bits"]["file_bytes"] == sum(ours["bits"]["items"].values()) == size
 
@@ -85,13 +85,13 @@ def test_a_second_run_reuses_checkpoint_and_parent_and_gives_the_same_numbers(ou
 
 
 def test_packed_and_dense_backends_agree(output: Path) -> None:
-    dense = run(output, "dbllm")[1].metrics["smallworld_text"].value
-    packed = run(output, "dbllm", backend="packed")[1].metrics["smallworld_text"].value
+    dense = run(output, "dbllm-ptq")[1].metrics["smallworld_text"].value
+    packed = run(output, "dbllm-ptq", backend="packed")[1].metrics["smallworld_text"].value
     assert packed == pytest.approx(dense, rel=1e-3)
 
 
 def test_plain_transformers_gives_the_logits_of_the_dense_model(output: Path) -> None:
-    checkpoint = result_files(output, "embedded__dbllm")[0]["lowbit"]["checkpoint"]
+    checkpoint = result_files(output, "embedded__dbllm-ptq")[0]["lowbit"]["checkpoint"]
     tokens = torch.arange(1, 65).unsqueeze(0)
     packed = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     dense = lowbit.load(checkpoint, backend="dense", dtype="float32")

@@ -76,7 +76,7 @@ def test_a_failure_is_reported_with_its_error(tmp_path: Path, witness: Witness) 
 
 
 def test_diagnostics_of_every_plugin_come_together(tmp_path: Path, witness: Witness) -> None:
-    recipe = resolve_recipe(registry(), "dbllm")
+    recipe = resolve_recipe(registry(), "dbllm-ptq")
     outcome = quantize_to(recipe, tmp_path / "checkpoint", HookEvents(recipe))
     assert {"rows", "plane1_density"} <= outcome.layers[0]["diagnostics"].keys()
 

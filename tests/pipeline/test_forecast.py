@@ -10,7 +10,7 @@ from lowbit.recipe import resolve_recipe
 from lowbit.registry import registry
 
 
-@pytest.mark.parametrize("method", ["dbllm", "rtn"])
+@pytest.mark.parametrize("method", ["dbllm-ptq", "rtn"])
 def test_the_forecast_agrees_with_what_is_written(tmp_path: Path, method: str) -> None:
     recipe = resolve_recipe(registry(), method)
     expected = forecast(recipe)

@@ -20,7 +20,7 @@ def test_rules_mix_formats_group_sizes_and_untouched_layers_in_one_checkpoint(tm
             {"match": "re:q_proj$", "quantizer": {"group_size": 32}},
         ]
     }
-    recipe = resolve_recipe(registry(), "dbllm", file)
+    recipe = resolve_recipe(registry(), "dbllm-ptq", file)
     outcome = quantize_to(recipe, tmp_path / "mixed", HookEvents(recipe))
     assert outcome.coverage["skipped"].keys() == {"model.layers.0.mlp.down_proj"}
     assert 0.8 < outcome.coverage["share"] < 1
