@@ -1,6 +1,6 @@
 """A distillation loss in ten lines.
 
-    lowbit bench --plugin docs/examples/agreement_loss.py --method dbllm --set distillation.loss=agreement
+lowbit bench --plugin docs/examples/agreement_loss.py --method dbllm --set distillation.loss=agreement
 """
 
 from lowbit import DistillationLoss, TokenLoss, hookimpl

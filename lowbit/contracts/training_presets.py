@@ -9,20 +9,21 @@ RECONSTRUCTION_RATES: Mapping[str, Any] = {"weight_rate": 0.01, "scale_rate": 0.
 DISTILLATION_RATES: Mapping[str, Any] = {
     "weight_rate": 0.02,
     "scale_rate": 0.003,
+    "norm_rate": 0.005,
     "settle": 0.9,
     "precision": "bfloat16",
 }
 
 QUICK: Mapping[str, Any] = {
     "training_data": {"seq_len": 256, "generated": {"n_samples": 128}},
-    "reconstruction": {"steps": 120, "batch_size": 4},
-    "distillation": {"steps": 160, "batch_size": 4, "evaluate_every": 40},
+    "reconstruction": {"steps": 120, "batch_size": 4, "n_samples": 128},
+    "distillation": {"steps": 160, "batch_size": 4, "evaluate_every": 40, "checkpoint_every": 80},
 }
 
 STANDARD: Mapping[str, Any] = {
     "training_data": {"seq_len": 256, "generated": {"n_samples": 512}},
-    "reconstruction": {"steps": 500, "batch_size": 4},
-    "distillation": {"steps": 500, "batch_size": 4, "evaluate_every": 50, "checkpoint_every": 100},
+    "reconstruction": {"steps": 400, "batch_size": 4, "n_samples": 256},
+    "distillation": {"steps": 800, "batch_size": 4, "evaluate_every": 50, "checkpoint_every": 100},
 }
 
 ONE_BILLION: Mapping[str, Any] = {

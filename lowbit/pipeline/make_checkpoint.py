@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lowbit.calibration import CalibrationTokens
 from lowbit.contracts import QuantizedWeight, RunEvents
 from lowbit.distillation.processes import is_main_process, make_accelerator, several_processes
@@ -49,7 +51,8 @@ def make_checkpoint(
     processes = make_accelerator(device) if recipe.distillation is not None or several_processes() else None
     with PeakMemory() as memory:
         tokens = _tokens(recipe, ready, output, device) if is_main_process() else None
-        journal = Journal(journal_path(output), recipe.packer.name, 0 if tokens is None else len(tokens.tokens))
+        seen = None if tokens is None else _seen_by_blocks(recipe, tokens)
+        journal = Journal(journal_path(output), recipe.packer.name, 0 if seen is None else len(seen))
         earlier = 0.0
         try:
             if is_main_process():
@@ -58,7 +61,7 @@ def make_checkpoint(
                 earlier += TrainingStore(journal.path / TRAINING).seconds()
                 trainer = block_trainer(recipe, events, device)
                 engine = Engine(ready.source, ready.plan, journal, events, diagnose, recipe.seed, trainer)
-                engine.run(None if tokens is None else tokens.tokens)
+                engine.run(seen)
             if processes is not None:
                 processes.wait_for_everyone()
             finished = journal
@@ -80,6 +83,12 @@ def make_checkpoint(
         "peak_memory_above_start_bytes": memory.peak_bytes - memory.start_bytes,
         "peak_device_memory_bytes": memory.device_bytes,
     }
+
+
+def _seen_by_blocks(recipe: Recipe, tokens: CalibrationTokens) -> Tensor:
+    """Return the sequences that run through the blocks one by one, int64 [samples, length]."""
+    most = None if recipe.reconstruction is None else recipe.reconstruction.n_samples
+    return tokens.tokens[:most]
 
 
 def _tokens(recipe: Recipe, ready: Preparation, output: Path, device: str) -> CalibrationTokens | None:
