@@ -93,7 +93,7 @@ RECONSTRUCTION = {"steps": 2, "batch_size": 2}
 
 
 def measure(
-    folder: Path, shape: dict[str, int], seed: int, tokens: tuple[int, int] | None, trained: bool
+    folder: Path, shape: dict[str, int], seed: int, tokens: tuple[int, int] | None, trained: bool = False
 ) -> dict[str, Any]:
     """Quantize the model in `folder`/parent and return what it took.
 

@@ -12,10 +12,12 @@ class Agreement(DistillationLoss):
     name = "agreement"
 
     def __call__(self, batch):
+        """Return the loss of each token."""
         teacher, student = batch.teacher_logits.softmax(-1), batch.student_logits.softmax(-1)
         return TokenLoss(-(teacher * student).sum(-1).log())
 
 
 @hookimpl
 def lowbit_distillation_losses():
+    """Register the loss."""
     yield Agreement

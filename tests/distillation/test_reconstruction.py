@@ -28,7 +28,8 @@ def reconstruct(folder: Path, output: Path, method: str = METHOD, **settings: An
 
 def flags(folder: Path, method: str) -> dict[str, Any]:
     start = QUICK_START if method == METHOD else {}
-    return {"calibration": {"source": str(tokens_file(folder))}, "training_data": {"source": "calibration"}, **start}
+    calibration = {"source": str(tokens_file(folder))}
+    return {"calibration": calibration, "training_data": {"source": "calibration"}, "distillation": None, **start}
 
 
 @pytest.mark.parametrize("architecture", EACH)
