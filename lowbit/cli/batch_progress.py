@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lowbit.cli.progress_bar import make_progress
 
 
 class BatchProgress:
@@ -17,16 +18,7 @@ class BatchProgress:
     """
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("generating: batches"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("remaining"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = make_progress(console)
 
     def __enter__(self) -> Self:
         return self
@@ -44,4 +36,4 @@ class BatchProgress:
         if finished:
             self._progress.console.print(f"continuing: {finished} of {batches} batches were finished before")
         self._progress.start()
-        self._progress.add_task("batches", total=batches, completed=finished)
+        self._progress.add_task("generating: batches", total=batches, completed=finished)

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 
+from lowbit.cli.progress_bar import make_progress
 from lowbit.contracts import QuantizedBlock, TrainingStep
 from lowbit.pipeline.quantize import HookEvents
 from lowbit.recipe import Recipe
@@ -30,16 +23,7 @@ class ProgressEvents(HookEvents):
         super().__init__(recipe)
         self._method = recipe.method
         self._training: TaskID | None = None
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("remaining"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = make_progress(console)
 
     def run_started(self, blocks: int, finished: int) -> None:
         """Open the bar; blocks that were finished earlier count as done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,7 +16,11 @@ class Parametrization(nn.Module, ABC):
 
     Args:
         trains_latent_weight: Whether the latent weight is trained beside the module's parameters.
+
+    A class whose first output is not what the matrix was quantized to sets `starts_as_quantized` to `False`.
     """
+
+    starts_as_quantized: ClassVar[bool] = True
 
     def __init__(self, trains_latent_weight: bool) -> None:
         super().__init__()

@@ -95,6 +95,7 @@ def _observer(
     """Return a hook that asks the plugins as soon as a layer runs, so that one layer's inputs are held at a time."""
 
     def look(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Ask about the layer's inputs, once."""
         inputs: Tensor = args[0].detach().flatten(0, -2)  # [tokens, in]
         if target.name in found or not len(inputs):
             return

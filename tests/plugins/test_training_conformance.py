@@ -64,7 +64,7 @@ def test_training_starts_from_the_quantized_weight_unless_its_class_says_otherwi
     name: str, shape: tuple[int, int]
 ) -> None:
     training = in_training(name, gaussian(*shape))
-    if getattr(training.parametrization, "starts_as_quantized", True):
+    if training.parametrization.starts_as_quantized:
         assert torch.equal(training.output(), training.start.dequantize())
         assert_same(training.frozen(), training.start)
     else:
