@@ -13,6 +13,7 @@ from lowbit.transformers_hook import register_when_imported
 
 if TYPE_CHECKING:
     from lowbit.contracts import (
+        BitPlanes,
         Bits,
         CalibrationSource,
         Codes,
@@ -28,16 +29,20 @@ if TYPE_CHECKING:
         LayerReport,
         LayerStatistics,
         Method,
+        PackedProduct,
         PackedWeight,
         Packer,
         Parametrization,
+        PlaneForm,
         PublishedCell,
         PublishedFile,
         PublishedProtocol,
         PublishedResults,
         QuantizedBlock,
         QuantizedWeight,
+        RowTiles,
         Scales,
+        SparseCodes,
         StatisticsNeed,
         Support,
         TensorLayout,
@@ -49,7 +54,7 @@ if TYPE_CHECKING:
     )
     from lowbit.errors import LowbitError, QuantizationWarning
     from lowbit.hookspecs import hookimpl
-    from lowbit.packing import pack_bits, unpack_bits
+    from lowbit.packing import from_row_tiles, pack_bits, row_tiles_shape, split_row_tiles, to_row_tiles, unpack_bits
     from lowbit.pipeline.api import bench, load, quantize
     from lowbit.quantization.compensation import (
         BlockError,
@@ -78,15 +83,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "lowbit.contracts": (
-        "Bits CalibrationSource Codes DataAccess DenseWeight DistillationBatch DistillationLoss "
+        "BitPlanes Bits CalibrationSource Codes DataAccess DenseWeight DistillationBatch DistillationLoss "
         "DistillationSettings FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics Method "
-        "PackedWeight Packer Parametrization PublishedCell PublishedFile PublishedProtocol PublishedResults "
-        "QuantizedBlock QuantizedWeight Scales StatisticsNeed Support TensorLayout TokenLoss TrainingStep "
-        "WeightQuantizer Workload training_presets"
+        "PackedProduct PackedWeight Packer Parametrization PlaneForm PublishedCell PublishedFile PublishedProtocol "
+        "PublishedResults QuantizedBlock QuantizedWeight RowTiles Scales SparseCodes StatisticsNeed Support "
+        "TensorLayout TokenLoss TrainingStep WeightQuantizer Workload training_presets"
     ),
     "lowbit.errors": "LowbitError QuantizationWarning",
     "lowbit.hookspecs": "hookimpl",
-    "lowbit.packing": "pack_bits unpack_bits",
+    "lowbit.packing": "from_row_tiles pack_bits row_tiles_shape split_row_tiles to_row_tiles unpack_bits",
     "lowbit.pipeline.api": "bench load quantize",
     "lowbit.quantization.compensation": (
         "BlockError ColumnBlock RoundColumn column_blocks compensate_blocks compensate_columns working_copy"
@@ -103,6 +108,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "BitPlanes",
     "Bits",
     "BlockError",
     "CalibrationSource",
@@ -124,9 +130,11 @@ __all__ = [
     "LayerStatistics",
     "LowbitError",
     "Method",
+    "PackedProduct",
     "PackedWeight",
     "Packer",
     "Parametrization",
+    "PlaneForm",
     "Precision",
     "PublishedCell",
     "PublishedFile",
@@ -137,8 +145,10 @@ __all__ = [
     "QuantizedWeight",
     "Recipe",
     "RoundColumn",
+    "RowTiles",
     "ScaleDtype",
     "Scales",
+    "SparseCodes",
     "StatisticsNeed",
     "Support",
     "TensorLayout",
@@ -151,6 +161,7 @@ __all__ = [
     "compensate_blocks",
     "compensate_columns",
     "from_groups",
+    "from_row_tiles",
     "group_lengths",
     "group_pieces",
     "group_views",
@@ -162,8 +173,11 @@ __all__ = [
     "quantize",
     "repeat_groups",
     "row_chunks",
+    "row_tiles_shape",
+    "split_row_tiles",
     "storable_dtype",
     "to_groups",
+    "to_row_tiles",
     "training_presets",
     "unit_scale",
     "unpack_bits",

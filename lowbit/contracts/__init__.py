@@ -6,12 +6,14 @@ from lowbit.contracts.engine import ActivationWriter, BlockStore, LayerReport, Q
 from lowbit.contracts.fidelity import FidelityConfig
 from lowbit.contracts.fields import Bits, Codes, Field, FormatSpec, Indices, Scales, declared_fields
 from lowbit.contracts.formats import DenseWeight, QuantizedWeight
-from lowbit.contracts.kernel import Kernel, Support, Workload
+from lowbit.contracts.kernel import Kernel, PackedProduct, Support, Workload
 from lowbit.contracts.method import Method
 from lowbit.contracts.packing import PackedWeight, Packer, TensorLayout
 from lowbit.contracts.parametrization import Parametrization
+from lowbit.contracts.plane_form import BitPlanes, PlaneForm, SparseCodes
 from lowbit.contracts.published import PublishedCell, PublishedFile, PublishedProtocol, PublishedResults
 from lowbit.contracts.quantizer import WeightQuantizer
+from lowbit.contracts.row_tiles import RowTiles
 from lowbit.contracts.statistics import LayerStatistics, StatisticsNeed
 from lowbit.contracts.training import (
     DistillationSettings,
@@ -26,6 +28,7 @@ from lowbit.contracts.training_presets import training_presets
 
 __all__ = [
     "ActivationWriter",
+    "BitPlanes",
     "Bits",
     "BlockStore",
     "CalibrationSource",
@@ -46,9 +49,11 @@ __all__ = [
     "LossSettings",
     "Method",
     "OptimizationSettings",
+    "PackedProduct",
     "PackedWeight",
     "Packer",
     "Parametrization",
+    "PlaneForm",
     "PublishedCell",
     "PublishedFile",
     "PublishedProtocol",
@@ -56,8 +61,10 @@ __all__ = [
     "QuantizedBlock",
     "QuantizedWeight",
     "ReconstructionSettings",
+    "RowTiles",
     "RunEvents",
     "Scales",
+    "SparseCodes",
     "StatisticsNeed",
     "Stream",
     "Support",

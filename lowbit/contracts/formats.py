@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowbit.contracts.fields import Codes, FormatSpec, Scales, declared_fields, declared_parameters, resolve_sizes
+from lowbit.contracts.plane_form import PlaneForm
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ class QuantizedWeight(ABC):
     @abstractmethod
     def nominal_bits(self) -> float:
         """Bits a weight as the method's paper counts them; it may leave out scales and masks."""
+
+    def plane_form(self) -> PlaneForm | None:
+        """Return the weight as sums of scaled bit planes, `None` if it is no such thing.
+
+        A format that offers it runs through every kernel for bit planes.
+        """
+        return None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lowbit.contracts.fields import FormatSpec
-from lowbit.contracts.packing import PackedWeight
+from lowbit.contracts.formats import QuantizedWeight
+from lowbit.contracts.packing import PackedWeight, Packer
+
+PackedProduct = Callable[[Tensor, Tensor | None], Tensor]
+"""Takes activations [..., in] and a bias [out] or `None`, and returns x @ W^T + bias [..., out]."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +25,15 @@ class Workload:
 
     Args:
         spec: The resolved declaration of the weight.
-        packer: Name of the packer whose layout the weight has.
+        packer: The packer of the layout that the weight has.
+        format_class: The class that gives the weight its meaning.
         device: Where weight and activations are.
         dtype: Dtype of the activations.
     """
 
     spec: FormatSpec
-    packer: str
+    packer: Packer
+    format_class: type[QuantizedWeight]
     device: torch.device
     dtype: torch.dtype
 
@@ -39,7 +47,11 @@ class Support:
 
 
 class Kernel(ABC):
-    """Multiplies activations by a packed weight; the one with the highest priority that serves a workload is used."""
+    """Multiplies activations by a packed weight; the one with the highest priority that serves a workload is used.
+
+    A model binds every packed layer to a kernel once. What takes time, such as compiling and another arrangement of the
+    weight, belongs into `bind`; an exception there makes lowbit warn and take the next kernel.
+    """
 
     name: ClassVar[str]
     priority: ClassVar[int] = 0
@@ -57,3 +69,17 @@ class Kernel(ABC):
             packed: The packed weight W, logically [out, in].
             bias: [out] or `None`.
         """
+
+    def bind(self, packed: PackedWeight, workload: Workload) -> PackedProduct:
+        """Return the product with one weight, made ready; `torch.compile` must be able to trace it.
+
+        Args:
+            packed: The packed weight; the product may keep its tensors, and must give right answers only while they
+                are unchanged.
+            workload: What `supports` agreed to.
+        """
+        return partial(_product, self, packed)
+
+
+def _product(kernel: Kernel, packed: PackedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+    return kernel.linear(x, packed, bias)

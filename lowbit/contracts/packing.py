@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowbit.contracts.fields import FormatSpec
 from lowbit.contracts.formats import QuantizedWeight
+from lowbit.contracts.row_tiles import RowTiles
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class TensorLayout:
         shape: Lengths, outermost first.
         dtype: Torch dtype as stored.
         role: The line of the bits report that its bytes are counted under.
+        also: Bytes of the tensor that belong under other lines, by role.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     role: str
+    also: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -69,3 +72,10 @@ class Packer(ABC):
     @abstractmethod
     def unpack(self, packed: PackedWeight, format_class: type[QuantizedWeight]) -> QuantizedWeight:
         """Recover exactly the weight that was packed."""
+
+    def row_tiles(self, packed: PackedWeight) -> RowTiles | None:
+        """Return the row tiles that this layout consists of, without a copy; `None` if it is another layout.
+
+        Kernels that read row tiles then need no second copy of the weight.
+        """
+        return None

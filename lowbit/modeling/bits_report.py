@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from lowbit.contracts import TensorLayout
 from lowbit.modeling.layouts import layout_of
 from lowbit.modeling.module_entry import ModuleEntry, packed_module
 from lowbit.models.checkpoint import ITEM_BYTES, read_header
@@ -44,24 +45,26 @@ def count_bits(files: Iterable[Path], modules: Mapping[str, Any], nominal_bits: 
         nominal_bits: Mean nominal bits of the quantized weights.
         blocks_name: Name of the model's list of decoder blocks, to tell their norms from embeddings.
     """
-    roles = _roles(modules)
+    layouts = _layouts(modules)
     items: Counter[str] = Counter()
-    unquantized = total = 0
+    unquantized = quantized = total = 0
     for file in files:
         payload = 0
         for name, (dtype, shape) in read_header(file).items():
             elements = math.prod(shape)
             size = elements * ITEM_BYTES[dtype]
             payload += size
-            if name in roles:
-                items[roles[name]] += size
+            if name in layouts:
+                layout = layouts[name]
+                items[layout.role] += size - sum(layout.also.values())
+                items.update(layout.also)
+                quantized += size
             elif size:
                 items[f"unquantized: {_part(name, shape, blocks_name)}"] += size
                 unquantized += elements
         total += file.stat().st_size
         items["headers"] += file.stat().st_size - payload
     weights = sum(entry["sizes"]["out"] * entry["sizes"]["in"] for entry in modules.values())
-    quantized = sum(items[role] for role in set(roles.values()))
     parameters = weights + unquantized
     return BitsReport(
         nominal_bits=nominal_bits,
@@ -75,14 +78,14 @@ def count_bits(files: Iterable[Path], modules: Mapping[str, Any], nominal_bits: 
     )
 
 
-def _roles(modules: Mapping[str, Any]) -> dict[str, str]:
-    roles = {}
+def _layouts(modules: Mapping[str, Any]) -> dict[str, TensorLayout]:
+    layouts = {}
     for name, value in modules.items():
         entry = ModuleEntry.model_validate(value)
         home = packed_module(name, entry.fused)
         for part, layout in layout_of(entry.spec(), entry.packer).items():
-            roles[f"{home}.{part}"] = layout.role
-    return roles
+            layouts[f"{home}.{part}"] = layout
+    return layouts
 
 
 def _part(name: str, shape: tuple[int, ...], blocks_name: str) -> str:

@@ -19,6 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from lowbit.errors import CheckpointError
 from lowbit.modeling.module_entry import LoadedEntry, packed_module, read_entry, require_stored, sentinel_name
+from lowbit.modeling.packed_linear import bind_kernels
 from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, QUANT_METHOD, LowbitConfig, require_readable_version
 from lowbit.modeling.surgery import install_packed_modules, to_dense_modules
 from lowbit.models.experts import use_expert_loop
@@ -78,6 +79,7 @@ class LowbitHfQuantizer(HfQuantizer):
         elif self._wanted_dtype is not None:
             _cast_others(model, self._wanted_dtype, set(self._ours))
         self._require_declared(model)
+        bind_kernels(model, model.dtype)
         return model
 
     def _require_loaded(self, model: nn.Module) -> None:

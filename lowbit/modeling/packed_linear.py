@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from lowbit.contracts import FormatSpec, Kernel, PackedWeight, Workload
-from lowbit.modeling.kernel_choice import choose_kernel
+from lowbit.contracts import FormatSpec, PackedWeight
+from lowbit.modeling.kernel_choice import BoundKernel, bind_kernel
 from lowbit.modeling.layouts import layout_of, unpack
 
 
@@ -32,27 +34,33 @@ class PackedLinear(nn.Module):
         self._layout = layout_of(spec, packer)
         for name, layout in self._layout.items():
             self.register_buffer(name, torch.empty(layout.shape, dtype=layout.dtype, device=device))
-        self._kernel: tuple[torch.device, torch.dtype, Kernel] | None = None
+        self._bound: BoundKernel | None = None
 
     def packed(self) -> PackedWeight:
         """Return the packed weight."""
         return PackedWeight(self.spec, self.packer, {name: getattr(self, name) for name in self._layout})
 
-    def kernel(self, x: Tensor) -> Kernel:
-        """Return the kernel for these activations, chosen once a device and dtype."""
-        if self._kernel is None or self._kernel[:2] != (x.device, x.dtype):
-            chosen = choose_kernel(Workload(self.spec, self.packer, x.device, x.dtype))
-            self._kernel = (x.device, x.dtype, chosen)
-        return self._kernel[2]
+    @property
+    def device(self) -> torch.device:
+        """Where the packed tensors are."""
+        device: torch.device = getattr(self, next(iter(self._layout))).device
+        return device
+
+    def bind(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Make the kernel ready for activations of a device and dtype; the first product does it otherwise."""
+        self._bound = bind_kernel(self.packed(), device, dtype)
 
     @property
     def chosen_kernel(self) -> str | None:
-        """Name of the kernel that the last product went through; `None` before the first."""
-        return None if self._kernel is None else self._kernel[2].name
+        """Name of the kernel that products go through; `None` before one was chosen."""
+        return None if self._bound is None else self._bound.kernel
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return x @ W^T + bias for x [..., in]."""
-        return self.kernel(x).linear(x, self.packed(), bias)
+        if self._bound is None or self._bound.device != x.device or self._bound.dtype != x.dtype:
+            self.bind(x.device, x.dtype)
+            assert self._bound is not None
+        return self._bound.product(x, bias)
 
     def dequantize(self) -> Tensor:
         """Return the matrix that the packed weight stands for, float32 [out, in]."""
@@ -60,6 +68,7 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         stored = {name: getattr(self, name) for name in self._layout}
+        self._bound = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in stored.items():
             after = getattr(self, name)
@@ -67,6 +76,42 @@ class PackedLinear(nn.Module):
                 self.register_buffer(name, before.to(after.device))
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # A bound product may hold the weight in another arrangement, which would stay as it was.
+        self._bound = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code can be neither copied nor saved; a copy binds anew.
+        return {**self.__dict__, "_bound": None}
+
     def extra_repr(self) -> str:
         """Describe the weight in the model's printed form."""
         return f"{self.spec.sizes['in']} -> {self.spec.sizes['out']}, format={self.spec.format}, packer={self.packer}"
+
+
+_BINDS_ON_LOAD: ContextVar[bool] = ContextVar("binds_on_load", default=True)
+
+
+@contextmanager
+def binding_later() -> Iterator[None]:
+    """Load packed models without making their kernels ready: for those that are dequantized at once."""
+    token = _BINDS_ON_LOAD.set(False)
+    try:
+        yield
+    finally:
+        _BINDS_ON_LOAD.reset(token)
+
+
+def bind_kernels(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make the kernels of a model's packed weights ready, so that the model can be compiled without graph breaks.
+
+    Args:
+        model: A model with its weights loaded; what is on the meta device is left for later.
+        dtype: Of the activations.
+    """
+    if not _BINDS_ON_LOAD.get():
+        return
+    for module in model.modules():
+        if isinstance(module, PackedLinear) and module.device.type != "meta":
+            module.bind(module.device, dtype)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from lowbit.contracts import Kernel, PackedWeight, Support, Workload
+from lowbit.contracts import Kernel, PackedProduct, PackedWeight, Support, Workload
 from lowbit.hookspecs import hookimpl
-from lowbit.modeling.layouts import unpack
+from lowbit.modeling.packed_op import describe_weight, packed_linear
 
 
 class ReferenceKernel(Kernel):
@@ -25,7 +24,18 @@ class ReferenceKernel(Kernel):
 
     def linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
         """Return x @ W^T + bias with W dequantized to the dtype of `x`."""
-        return torch.nn.functional.linear(x, unpack(packed).dequantize().to(x.dtype), bias)
+        product: Tensor = packed_linear(x, list(packed.tensors.values()), bias, describe_weight(packed))
+        return product
+
+    def bind(self, packed: PackedWeight, workload: Workload) -> PackedProduct:
+        """Describe the weight once."""
+        tensors, weight = list(packed.tensors.values()), describe_weight(packed)
+
+        def product(x: Tensor, bias: Tensor | None) -> Tensor:
+            result: Tensor = packed_linear(x, tensors, bias, weight)
+            return result
+
+        return product
 
 
 @hookimpl

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lowbit.contracts import FormatSpec, Workload
-from lowbit.modeling.kernel_choice import choose_kernel, kernel_verdicts
+from lowbit.contracts import FormatSpec
+from lowbit.modeling.kernel_choice import choose_kernels, kernel_verdicts, workload_of
 from lowbit.registry import Registry
 
 PACKAGES = (
@@ -26,7 +26,7 @@ PACKAGES = (
     "pydantic",
     "numpy",
     "triton",
-    "numba",
+    "llvmlite",
 )
 EXAMPLE_OUT, EXAMPLE_IN, EXAMPLE_GROUP = 4096, 4096, 64
 
@@ -84,8 +84,8 @@ def _packers(registry: Registry, format_name: str) -> list[str]:
 def _lines(format_name: str, packer: str, device: str) -> Iterator[KernelLine]:
     sizes = {"out": EXAMPLE_OUT, "in": EXAMPLE_IN, "groups": EXAMPLE_IN // EXAMPLE_GROUP}
     spec = FormatSpec(format_name, 1, sizes, {}, {"group_size": EXAMPLE_GROUP, "bits": 2})
-    workload = Workload(spec, packer, torch.device(device), torch.float32)
-    chosen = choose_kernel(workload).name
+    workload = workload_of(spec, packer, torch.device(device), torch.float32)
+    chosen = choose_kernels(workload)[0].name
     for verdict in kernel_verdicts(workload):
         yield KernelLine(
             format_name, packer, device, verdict.kernel, verdict.served, verdict.kernel == chosen, verdict.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lowbit.errors import CheckpointError, LowbitError
 from lowbit.modeling.hf_quantizer import register
+from lowbit.modeling.packed_linear import binding_later
 from lowbit.modeling.surgery import packed_modules
 from lowbit.models.checkpoint import ParentCheckpoint, find_model_folder
 from lowbit.models.streamed import quiet
@@ -48,7 +50,7 @@ def load(
         register()
     wanted = resolve_dtype(folder, dtype, device)
     try:
-        with quiet():
+        with quiet(), binding_later() if backend == "dense" else nullcontext():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder), dtype=wanted, trust_remote_code=trust_remote_code
             )
