@@ -21,6 +21,7 @@ DEFAULT_OUTPUT = "lowbit_results"
 )
 @click.option("--output_path", "-o", help=f"Folder of results and checkpoints, or a .json file ({DEFAULT_OUTPUT}).")
 @click.option("--refresh_parent", is_flag=True, help="Evaluate parents again although their results are kept.")
+@click.option("--speed", is_flag=True, help="Time greedy decoding of each packed model beside its dense form.")
 @click.option("--dry_run", is_flag=True, help="Forecast memory, disk and coverage; read no weight.")
 @click.option("--show_config", is_flag=True, help="Print the resolved recipes and stop.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
@@ -56,6 +57,7 @@ def command(**values: Any) -> int:
         announce=lambda text: progress.print(text, style="dim", markup=False, highlight=False),
         refresh_parent=values["refresh_parent"],
         extra_tasks=task_configs(),
+        speed=values["speed"],
     )
     rows = list(bench(recipes, options))
     part_from_others()

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lowbit.contracts import RunEvents
 from lowbit.distillation.processes import is_main_process, make_accelerator, several_processes
 from lowbit.durable import make_directory
@@ -35,8 +37,10 @@ from lowbit.pipeline.quantize import (
     require_writable,
 )
 from lowbit.pipeline.resources import require_device
+from lowbit.pipeline.speed import PROMPT, decoding_speeds
 from lowbit.pipeline.taking_part import call_others, let_others_go, take_part
 from lowbit.recipe import Recipe, canonical_sha256
+from lowbit.recipe.model import Backend
 from lowbit.registry import registry
 from lowbit.results.metrics import Metric, primary_metrics, read_metrics, recovery_table
 from lowbit.results.record import sanitize, write_result
@@ -58,6 +62,7 @@ class BenchOptions:
         announce: Is told what happens next.
         refresh_parent: Evaluate parents again although their results are cached.
         extra_tasks: Task configurations beside lm-eval's own.
+        speed: Time greedy decoding of each packed model beside its dense form.
     """
 
     output_path: Path
@@ -66,6 +71,7 @@ class BenchOptions:
     announce: Callable[[str], None] = lambda text: None
     refresh_parent: bool = False
     extra_tasks: Sequence[dict[str, Any]] = ()
+    speed: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,6 +256,7 @@ def _run_method(
         recipe_sha256=recipe.sha256(),
         measured=tuple(read_metrics(results)),
         parent_measured=tuple(read_metrics(parent.results)),
+        decoding=tuple(rates["tokens_per_second"] for rates in record.get("speed", {}).values()),
     )
 
 
@@ -265,6 +272,7 @@ def _evaluate_checkpoint(
         del model, packed
         gc.collect()
         model = load(outcome.checkpoint, "packed", recipe.model.dtype, options.device)
+    speed = _speeds(recipe, outcome.checkpoint, model, tokens, options) if options.speed else None
     tokenizer = load_tokenizer(outcome.checkpoint, recipe.model.trust_remote_code)
     sha256 = model_hash(outcome.checkpoint)
     results = evaluate(
@@ -290,10 +298,20 @@ def _evaluate_checkpoint(
         "backend": recipe.backend,
         "kernels": kernels,
         "packed_against_dense": difference.to_dict(),
+        **({} if speed is None else {"speed": speed}),
         "recovery": recovery_table(parent.results, results, parent.chance),
         "layers": outcome.layers,
     }
     return results, record
+
+
+def _speeds(recipe: Recipe, checkpoint: Path, model: Any, tokens: Tensor, options: BenchOptions) -> dict[str, Any]:
+    """Time packed and dense decoding; `model` is the form that the recipe evaluates, the other one is loaded."""
+    options.announce(f"{recipe.method}: timing greedy decoding, packed and dense")
+    other: Backend = "dense" if recipe.backend == "packed" else "packed"
+    models: dict[str, Any] = {recipe.backend: model, other: load(checkpoint, other, recipe.model.dtype, options.device)}
+    timed = decoding_speeds(models, tokens[:1, :PROMPT])
+    return {name: timed[name].to_dict() for name in ("packed", "dense")}
 
 
 def _common_record(recipe: Recipe, parent: _Parent, options: BenchOptions) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Row:
         recipe_sha256: The recipe that it is the result of; of a parent, the first recipe that asked for it.
         measured: Every metric of every task.
         parent_measured: The same of the parent.
+        decoding: Tokens a second of greedy decoding, packed and dense; empty where it was not timed.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Row:
     recipe_sha256: str | None = None
     measured: Sequence[Metric] = ()
     parent_measured: Sequence[Metric] = ()
+    decoding: Sequence[float] = ()
 
 
 def header(rows: Sequence[Row]) -> list[str]:
@@ -53,18 +55,32 @@ def header(rows: Sequence[Row]) -> list[str]:
         for task, metric in row.metrics.items():
             tasks.setdefault(task, metric)
     arrows = [f"{task} {metric.name} {'↑' if metric.higher_is_better else '↓'}" for task, metric in tasks.items()]
-    return ["model", "method", "bits nominal", "bits linear", "bits file", *arrows, "quantize s", "peak MB"]
+    speed = ["tokens/s (x dense)"] if any(row.decoding for row in rows) else []
+    return ["model", "method", "bits nominal", "bits linear", "bits file", *arrows, "quantize s", "peak MB", *speed]
 
 
-def cells(row: Row, tasks: Sequence[str]) -> list[str]:
-    """Return a row as text, recovery behind each value in percent of the parent."""
+def cells(row: Row, tasks: Sequence[str], timed: bool = False) -> list[str]:
+    """Return a row as text, recovery behind each value in percent of the parent.
+
+    Args:
+        row: The row.
+        tasks: The columns of tasks.
+        timed: Whether the table has a column of decoding speed.
+    """
     bits = [f"{value:.2f}" for value in row.bits] if row.bits else [MISSING] * 3
     values = [_value(row, task) for task in tasks]
     if row.error is not None and values:
         values = ["failed", *[MISSING] * (len(values) - 1)]
     seconds = MISSING if row.seconds is None else f"{row.seconds:.1f}"
     memory = MISSING if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.0f}"
-    return [row.model, row.method, *bits, *values, seconds, memory]
+    return [row.model, row.method, *bits, *values, seconds, memory, *([_speed(row)] if timed else [])]
+
+
+def _speed(row: Row) -> str:
+    if not row.decoding:
+        return MISSING
+    packed, dense = row.decoding
+    return f"{packed:.1f} ({packed / dense:.2f})"
 
 
 def task_names(rows: Sequence[Row]) -> list[str]:
@@ -75,14 +91,14 @@ def task_names(rows: Sequence[Row]) -> list[str]:
 def render(rows: Sequence[Row]) -> Table:
     """Return the table for a terminal."""
     table = Table(caption="in brackets: recovery in percent of the parent; bits per weight", caption_justify="left")
-    tasks = task_names(rows)
+    tasks, timed = task_names(rows), any(row.decoding for row in rows)
     for number, title in enumerate(header(rows)):
         table.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
     previous = None
     for row in rows:
         if previous is not None and row.model != previous:
             table.add_section()
-        table.add_row(*(Text(cell) for cell in cells(row, tasks)))
+        table.add_row(*(Text(cell) for cell in cells(row, tasks, timed)))
         previous = row.model
     return table
 
@@ -90,9 +106,9 @@ def render(rows: Sequence[Row]) -> Table:
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return the table as Markdown."""
     titles = header(rows)
-    tasks = task_names(rows)
+    tasks, timed = task_names(rows), any(row.decoding for row in rows)
     alignment = ["---", "---", *["---:"] * (len(titles) - 2)]
-    lines = [titles, alignment, *(cells(row, tasks) for row in rows)]
+    lines = [titles, alignment, *(cells(row, tasks, timed) for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 

@@ -15,7 +15,7 @@ from lowbit.pipeline.bench import BenchOptions, bench
 from lowbit.pipeline.load import logits_of
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
-from lowbit.results.table import Row
+from lowbit.results.table import Row, to_markdown
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT = 20
@@ -145,3 +145,20 @@ def test_the_quantizer_in_the_readme_is_the_example() -> None:
 def test_the_calibration_default_of_the_embedded_model_is_its_own_text() -> None:
     assert calibration_path().is_file()
     assert (model_path() / "model.safetensors").stat().st_size < 12_000_000
+
+
+def test_speed_times_packed_and_dense_decoding_and_adds_a_column(tmp_path: Path) -> None:
+    options = BenchOptions(tmp_path, extra_tasks=task_configs(), speed=True)
+    rows = list(bench(recipes("dbllm-ptq"), options))
+    timed = result_files(tmp_path, "embedded__dbllm-ptq")[0]["lowbit"]["speed"]
+    assert list(timed) == ["packed", "dense"]
+    for speed in timed.values():
+        assert 0 < speed["lower"] <= speed["tokens_per_second"] <= speed["upper"]
+        assert speed["runs"] == 5
+    assert timed["packed"]["model_bytes"] < timed["dense"]["model_bytes"]
+    assert rows[0].decoding == ()
+    assert rows[1].decoding == tuple(timed[name]["tokens_per_second"] for name in ("packed", "dense"))
+    last_columns = [line.split("|")[-2].strip() for line in to_markdown(rows).splitlines()]
+    assert last_columns[0] == "tokens/s (x dense)"
+    assert last_columns[2] == "-"
+    assert last_columns[3].endswith(f"({rows[1].decoding[0] / rows[1].decoding[1]:.2f})")
