@@ -18,6 +18,7 @@ COMMANDS = {
     "recipe": "Show, check and describe recipes.",
     "plugins": "List plugins and what they bring.",
     "inspect": "Show formats, bits, coverage and recipe of a checkpoint.",
+    "repack": "Write a checkpoint in the layout of another packer.",
     "doctor": "Show versions, devices, and which kernels serve which layouts.",
 }
 DEBUG_VARIABLE = "LOWBIT_DEBUG"

@@ -1,0 +1,121 @@
+"""Writes a checkpoint again in the layout of another packer: the same weights, bit by bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lowbit.contracts import PackedWeight
+from lowbit.durable import make_directory, temporary_name, write_json, write_tensors
+from lowbit.errors import LowbitError
+from lowbit.modeling.bits_report import BitsReport, count_bits
+from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE
+from lowbit.modeling.layouts import get_packer, layout_of, packer_for, unpack
+from lowbit.modeling.module_entry import LoadedEntry, entry_for, packed_module, read_entry, require_stored
+from lowbit.models.checkpoint import INDEX_FILE, ParentCheckpoint, read_header
+from lowbit.models.streamed import build_skeleton
+from lowbit.models.structure import find_decoder
+from lowbit.pipeline.inspection import inspect_checkpoint, read_config_without_quantization
+
+REPACKED = "repacked"
+
+
+def repack(checkpoint: Path, output: Path, packer: str) -> BitsReport:
+    """Write a checkpoint with its weights in another layout, one file at a time.
+
+    Weights of formats that the packer does not serve get the plain layout.
+
+    Args:
+        checkpoint: A lowbit checkpoint.
+        output: Where the new folder appears; it must not exist.
+        packer: Name of the packer; `plain` is the generic one.
+
+    Returns:
+        The bits of the new files.
+
+    Raises:
+        LowbitError: The checkpoint is damaged, the packer is unknown, or the place is taken or cannot be written.
+    """
+    inspect_checkpoint(checkpoint)
+    get_packer(packer)
+    if output.exists():
+        raise LowbitError(f"{output} exists; name a folder that does not")
+    source = ParentCheckpoint(checkpoint)
+    section = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    entries = {name: read_entry(name, value) for name, value in section["modules"].items()}
+    require_stored(entries.values(), source.files)
+    staging = temporary_name(output)
+    make_directory(staging)
+    try:
+        modules = _write_weights(source, entries, staging, packer)
+        bits = _finish(checkpoint, staging, section, modules, packer)
+        staging.rename(output)
+    except OSError as error:
+        raise LowbitError(f"{output} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return bits
+
+
+def _write_weights(
+    source: ParentCheckpoint, entries: Mapping[str, LoadedEntry], staging: Path, packer: str
+) -> dict[str, Any]:
+    """Write every file of the source with its weights in the new layout, and return the new module entries."""
+    old = {
+        f"{packed_module(name, entry.fused)}.{part}": name
+        for name, entry in entries.items()
+        for part in layout_of(entry.spec, entry.packer)
+    }
+    modules: dict[str, Any] = {}
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file in source.files:
+        written: dict[str, Tensor] = {}
+        for key in read_header(file):
+            name = old.get(key)
+            if name is None:
+                written[key] = source.tensor(key)
+            elif name not in modules:
+                packed = _convert(source, entries[name], packer)
+                modules[name] = entry_for(packed, entries[name].fused).model_dump()
+                home = packed_module(name, entries[name].fused)
+                written |= {f"{home}.{part}": tensor for part, tensor in packed.tensors.items()}
+        write_tensors(staging / file.name, written)
+        weight_map |= dict.fromkeys(sorted(written), file.name)
+        total += sum(tensor.nbytes for tensor in written.values())
+    if len(source.files) > 1:
+        write_json(staging / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return {name: modules[name] for name in entries}
+
+
+def _convert(source: ParentCheckpoint, entry: LoadedEntry, packer: str) -> PackedWeight:
+    home = packed_module(entry.name, entry.fused)
+    parts = layout_of(entry.spec, entry.packer)
+    packed = PackedWeight(entry.spec, entry.packer, {part: source.tensor(f"{home}.{part}") for part in parts})
+    return packer_for(entry.spec.format, packer).pack(unpack(packed))
+
+
+def _finish(
+    checkpoint: Path, staging: Path, section: Mapping[str, Any], modules: Mapping[str, Any], packer: str
+) -> BitsReport:
+    """Write configuration and provenance, and copy the rest."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    blocks = find_decoder(build_skeleton(read_config_without_quantization(checkpoint))).name
+    files = sorted(staging.glob("*.safetensors"))
+    bits = count_bits(files, modules, section["bits_report"]["nominal_bits"], blocks)
+    changed = {"modules": dict(modules), "packer": {"name": packer}, "bits_report": bits.model_dump()}
+    config["quantization_config"] = {**section, **changed}
+    write_json(staging / "config.json", config)
+    provenance = json.loads((checkpoint / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    write_json(staging / PROVENANCE_FILE, {**provenance, REPACKED: {"from": section["packer"], "to": {"name": packer}}})
+    for file in sorted(checkpoint.rglob("*")):
+        target = staging / file.relative_to(checkpoint)
+        if file.is_file() and not target.exists() and file.suffix != ".safetensors":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    return bits
