@@ -49,8 +49,9 @@ class Support:
 class Kernel(ABC):
     """Multiplies activations by a packed weight; the one with the highest priority that serves a workload is used.
 
-    A model binds every packed layer to a kernel once. What takes time, such as compiling and another arrangement of the
-    weight, belongs into `bind`; an exception there makes lowbit warn and take the next kernel.
+    A model binds every packed layer to a kernel once, through `bind`. A kernel with nothing to prepare writes `linear`
+    alone; one that compiles or rearranges writes `bind`. An exception in `bind` makes lowbit warn and take the next
+    kernel.
     """
 
     name: ClassVar[str]
@@ -60,7 +61,6 @@ class Kernel(ABC):
     def supports(self, workload: Workload) -> Support:
         """Say whether this kernel serves the workload; without a reason a refusal helps nobody."""
 
-    @abstractmethod
     def linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
         """Return x @ W^T + bias.
 
@@ -69,6 +69,9 @@ class Kernel(ABC):
             packed: The packed weight W, logically [out, in].
             bias: [out] or `None`.
         """
+        raise NotImplementedError(
+            f"kernel {self.name!r} multiplies by bound weights: call bind(packed, workload)(x, bias)"
+        )
 
     def bind(self, packed: PackedWeight, workload: Workload) -> PackedProduct:
         """Return the product with one weight, made ready; `torch.compile` must be able to trace it.

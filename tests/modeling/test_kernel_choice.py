@@ -87,7 +87,7 @@ def test_a_kernel_that_fails_is_named_once_and_the_next_one_computes(failing_ker
 def test_verdicts_come_by_priority_with_reasons(failing_kernel: None) -> None:
     verdicts = kernel_verdicts(workload_of(packed_layer().spec, "plain", torch.device("cpu"), torch.float32))
     assert verdicts[0].kernel == "failing"
-    assert verdicts[-1].kernel == "reference"
+    assert "reference" in [verdict.kernel for verdict in verdicts if verdict.served]
     assert all(verdict.served or verdict.reason for verdict in verdicts)
 
 

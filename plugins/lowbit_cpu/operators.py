@@ -1,0 +1,235 @@
+"""The operators `lowbit_cpu::*`: traceable, differentiable, and right on every device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit import RowTiles, SparseCodes
+from lowbit_cpu.expanded_product import dense_weight, expanded_product, expansion_pays, transposed_product
+from lowbit_cpu.instruction_sets import InstructionSet, missing_for_rounded
+from lowbit_cpu.jit import missing_compiler
+from lowbit_cpu.row_tiles_product import default_instruction_set, lookup_product
+from lowbit_cpu.sparse_product import reference_sparse_product, sparse_product, transposed_sparse_product
+
+
+@torch.library.custom_op("lowbit_cpu::row_tiles_linear", mutates_args=())
+def row_tiles_linear(
+    x: Tensor,
+    words: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    columns: int,
+    group_size: int,
+    planes: int,
+    has_offsets: bool,
+    scale_dtype: torch.dtype,
+) -> Tensor:
+    """Return x @ W^T + bias with W in row tiles, accumulated in float32.
+
+    Args:
+        x: [..., columns], floating point.
+        words: The tiles, int32 [row tiles, groups, tile words].
+        bias: [rows] or `None`.
+        rows: Rows of W.
+        columns: Columns of W.
+        group_size: Columns a group.
+        planes: Number of planes.
+        has_offsets: Whether there are offsets.
+        scale_dtype: Dtype of the scales.
+
+    Returns:
+        [..., rows] with the dtype of `x`.
+    """
+    _check_columns(x, columns)
+    tiles = RowTiles(words.contiguous(), rows, columns, group_size, planes, has_offsets, scale_dtype)
+    flat = x.reshape(x.shape[:-1].numel(), columns)
+    if not flat.shape[0]:
+        return x.new_empty(*x.shape[:-1], rows)
+    if not _compiled_on(x):
+        result = flat.float() @ dense_weight(tiles).T
+        result = result if bias is None else result + bias.float()
+    else:
+        product = expanded_product if expansion_pays(flat.shape[0], default_instruction_set()) else lookup_product
+        result = product(flat, tiles, bias)
+    return _shaped(result, x, rows)
+
+
+@torch.library.custom_op("lowbit_cpu::row_tiles_linear_rounded", mutates_args=())
+def row_tiles_linear_rounded(
+    x: Tensor,
+    words: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    columns: int,
+    group_size: int,
+    planes: int,
+    has_offsets: bool,
+    scale_dtype: torch.dtype,
+) -> Tensor:
+    """Return about x @ W^T + bias: sums of four activations are rounded to eight bits, with a scale for each group.
+
+    The result is off by about 1 % of its norm for normally distributed activations. Where the processor lacks the
+    instructions, and for gradients, it is exact. Arguments are those of `row_tiles_linear`.
+    """
+    if not _compiled_on(x) or missing_for_rounded():
+        exact: Tensor = row_tiles_linear(x, words, bias, rows, columns, group_size, planes, has_offsets, scale_dtype)
+        return exact
+    _check_columns(x, columns)
+    tiles = RowTiles(words.contiguous(), rows, columns, group_size, planes, has_offsets, scale_dtype)
+    flat = x.reshape(x.shape[:-1].numel(), columns)
+    if not flat.shape[0]:
+        return x.new_empty(*x.shape[:-1], rows)
+    return _shaped(lookup_product(flat, tiles, bias, InstructionSet.AVX512_ROUNDED), x, rows)
+
+
+@torch.library.custom_op("lowbit_cpu::row_tiles_transposed", mutates_args=())
+def row_tiles_transposed(
+    gradient: Tensor,
+    words: Tensor,
+    rows: int,
+    columns: int,
+    group_size: int,
+    planes: int,
+    has_offsets: bool,
+    scale_dtype: torch.dtype,
+) -> Tensor:
+    """Return gradient @ W with W in row tiles: [..., columns] from [..., rows]."""
+    _check_columns(gradient, rows)
+    tiles = RowTiles(words.contiguous(), rows, columns, group_size, planes, has_offsets, scale_dtype)
+    flat = gradient.reshape(gradient.shape[:-1].numel(), rows)
+    compiled = _compiled_on(gradient)
+    result = transposed_product(flat, tiles) if compiled else flat.float() @ dense_weight(tiles)
+    return _shaped(result, gradient, columns)
+
+
+@torch.library.custom_op("lowbit_cpu::sparse_linear", mutates_args=())
+def sparse_linear(
+    x: Tensor, row_starts: Tensor, columns: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor
+) -> Tensor:
+    """Return x @ S^T, accumulated in float32, with S[r, columns[e]] = scales[r] * (codes[e] - zero_points[r]).
+
+    Args:
+        x: [..., in], floating point.
+        row_starts: Where each row's entries begin, int32 [out + 1].
+        columns: int32 [entries].
+        codes: uint8 [entries].
+        scales: [out].
+        zero_points: [out].
+
+    Returns:
+        [..., out] with the dtype of `x`.
+    """
+    sparse = SparseCodes(row_starts, columns, codes, scales, zero_points)
+    flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    if not flat.shape[0]:
+        return x.new_empty(*x.shape[:-1], len(scales))
+    result = sparse_product(flat, sparse) if _compiled_on(x) else reference_sparse_product(flat, sparse)
+    return _shaped(result, x, len(scales))
+
+
+@torch.library.custom_op("lowbit_cpu::sparse_transposed", mutates_args=())
+def sparse_transposed(
+    gradient: Tensor,
+    row_starts: Tensor,
+    columns: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zero_points: Tensor,
+    length: int,
+) -> Tensor:
+    """Return gradient @ S: [..., length] from [..., out]."""
+    sparse = SparseCodes(row_starts, columns, codes, scales, zero_points)
+    flat = gradient.reshape(gradient.shape[:-1].numel(), gradient.shape[-1])
+    return _shaped(transposed_sparse_product(flat, sparse, length), gradient, length)
+
+
+def _check_columns(x: Tensor, columns: int) -> None:
+    if x.shape[-1] != columns:
+        raise ValueError(f"expected a last dimension of {columns}, got a tensor of shape {tuple(x.shape)}")
+
+
+def _compiled_on(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not missing_compiler()
+
+
+def _shaped(result: Tensor, like: Tensor, width: int) -> Tensor:
+    return result.to(like.dtype).contiguous().view(*like.shape[:-1], width)
+
+
+@row_tiles_linear.register_fake
+@row_tiles_linear_rounded.register_fake
+def _(x: Tensor, words: Tensor, bias: Tensor | None, rows: int, columns: int, *shape: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
+
+
+@row_tiles_transposed.register_fake
+def _(gradient: Tensor, words: Tensor, rows: int, columns: int, *shape: Any) -> Tensor:
+    return gradient.new_empty(*gradient.shape[:-1], columns)
+
+
+@sparse_linear.register_fake
+def _(x: Tensor, row_starts: Tensor, columns: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], scales.shape[0])
+
+
+@sparse_transposed.register_fake
+def _(
+    gradient: Tensor,
+    row_starts: Tensor,
+    columns: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zero_points: Tensor,
+    length: int,
+) -> Tensor:
+    return gradient.new_empty(*gradient.shape[:-1], length)
+
+
+def _keep_tiles(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, words, bias, *shape = inputs
+    ctx.save_for_backward(words)
+    ctx.shape = shape
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _tiles_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    (words,) = ctx.saved_tensors
+    for_x = row_tiles_transposed(gradient, words, *ctx.shape) if ctx.needs_input_grad[0] else None
+    for_bias = None
+    if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
+        for_bias = gradient.float().reshape(gradient.shape[:-1].numel(), gradient.shape[-1]).sum(0).to(ctx.bias_dtype)
+    return for_x, None, for_bias, *[None] * len(ctx.shape)
+
+
+def _keep_transposed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, words, *shape = inputs
+    ctx.save_for_backward(words)
+    ctx.shape = shape
+
+
+def _transposed_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    (words,) = ctx.saved_tensors
+    return row_tiles_linear(gradient, words, None, *ctx.shape), None, *[None] * len(ctx.shape)
+
+
+def _keep_sparse(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:6])
+    ctx.length = inputs[0].shape[-1]
+
+
+def _sparse_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    return sparse_transposed(gradient, *ctx.saved_tensors, ctx.length), *[None] * 5
+
+
+def _sparse_transposed_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    return sparse_linear(gradient, *ctx.saved_tensors), *[None] * 6
+
+
+row_tiles_linear.register_autograd(_tiles_gradient, setup_context=_keep_tiles)
+row_tiles_linear_rounded.register_autograd(_tiles_gradient, setup_context=_keep_tiles)
+row_tiles_transposed.register_autograd(_transposed_gradient, setup_context=_keep_transposed)
+sparse_linear.register_autograd(_sparse_gradient, setup_context=_keep_sparse)
+sparse_transposed.register_autograd(_sparse_transposed_gradient, setup_context=_keep_sparse)
