@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lowbit import (
     DistillationLoss,
+    Kernel,
     Method,
     Packer,
     PublishedFile,
@@ -18,15 +19,19 @@ from lowbit import (
 from lowbit_dbllm.deviation import DeviationAwareDistillation
 from lowbit_dbllm.diagnostics import lowbit_diagnostics
 from lowbit_dbllm.format import DualBinaryWeight
+from lowbit_dbllm.interleaved import InterleavedPacker
 from lowbit_dbllm.packer import BitPlanePacker
 from lowbit_dbllm.paths import lowbit_output_diagnostics
 from lowbit_dbllm.quantizer import FlexibleDualBinarization
+from lowbit_dbllm.triton_kernel import TritonDualBinary
 
 __all__ = [
     "BitPlanePacker",
     "DeviationAwareDistillation",
     "DualBinaryWeight",
     "FlexibleDualBinarization",
+    "InterleavedPacker",
+    "TritonDualBinary",
     "lowbit_diagnostics",
     "lowbit_output_diagnostics",
 ]
@@ -52,8 +57,15 @@ def lowbit_formats() -> Iterator[type[QuantizedWeight]]:
 
 @hookimpl
 def lowbit_packers() -> Iterator[type[Packer]]:
-    """Register the bit-plane packer."""
+    """Register the bit-plane packer and the interleaved one."""
     yield BitPlanePacker
+    yield InterleavedPacker
+
+
+@hookimpl
+def lowbit_kernels() -> Iterator[type[Kernel]]:
+    """Register the Triton kernel."""
+    yield TritonDualBinary
 
 
 @hookimpl
@@ -62,7 +74,7 @@ def lowbit_methods() -> Iterator[Method]:
     yield Method(
         "dbllm",
         quantizer="fdb",
-        packer="bit-planes",
+        packer="interleaved",
         description="DB-LLM: two bit planes and two scales a group of 64, trained block by block, then as a whole",
         presets=training_presets(loss="dad"),
         preset="quick",
@@ -71,7 +83,7 @@ def lowbit_methods() -> Iterator[Method]:
     yield Method(
         "dbllm-ptq",
         quantizer="fdb",
-        packer="bit-planes",
+        packer="interleaved",
         description="Flexible Dual Binarization without training: two bit planes, two scales a group of 64",
     )
 

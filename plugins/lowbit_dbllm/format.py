@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from torch import Tensor
 
-from lowbit import Bits, QuantizedWeight, Scales, repeat_groups
+from lowbit import BitPlanes, Bits, PlaneForm, QuantizedWeight, Scales, group_lengths, repeat_groups
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class DualBinaryWeight(QuantizedWeight):
         first = repeat_groups(self.alpha1.float(), self.group_size, length)
         second = repeat_groups(self.alpha2.float(), self.group_size, length)
         return first * self.plane1 + second * self.plane2
+
+    def plane_form(self) -> PlaneForm:
+        """Return both planes with their scales as stored."""
+        columns = int(group_lengths(self.shape[1], self.group_size)[0])
+        dtype = torch.promote_types(self.alpha1.dtype, self.alpha2.dtype)
+        scales = torch.stack([self.alpha1.to(dtype), self.alpha2.to(dtype)])  # [2, out, groups]
+        return PlaneForm(self.shape, (BitPlanes((self.plane1, self.plane2), scales, None, columns),))
 
     @property
     def nominal_bits(self) -> float:
