@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from lowbit import Codes, QuantizedWeight, Scales, repeat_groups
+from lowbit import BitPlanes, Codes, PlaneForm, QuantizedWeight, Scales, group_lengths, repeat_groups
+from lowbit_baselines.code_planes import MOST_BITS, bit_scales, code_planes
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,14 @@ class AffineWeight(QuantizedWeight):
         length = self.codes.shape[1]
         values = self.codes.float().mul_(repeat_groups(self.scales.float(), self.group_size, length))
         return values.add_(repeat_groups(self.offsets.float(), self.group_size, length))
+
+    def plane_form(self) -> PlaneForm | None:
+        """Return the bits of the codes as planes; `None` for codes of more than three bits."""
+        if self.bits > MOST_BITS:
+            return None
+        planes, scales = code_planes(self.codes, self.bits), bit_scales(self.scales, self.bits)
+        columns = int(group_lengths(self.shape[1], self.group_size)[0])
+        return PlaneForm(self.shape, (BitPlanes(planes, scales, self.offsets.float(), columns),))
 
     @property
     def nominal_bits(self) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from torch import Tensor
 
-from lowbit import Codes, Indices, QuantizedWeight, Scales, repeat_groups
+from lowbit import BitPlanes, Codes, Indices, PlaneForm, QuantizedWeight, Scales, group_lengths, repeat_groups
+from lowbit_baselines.code_planes import MOST_BITS, bit_scales, code_planes
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,20 @@ class UniformWeight(QuantizedWeight):
         zero_points = repeat_groups(self.zero_points.float(), self.group_size, length)
         return scales * (self.codes.float() - zero_points)
 
+    def plane_form(self) -> PlaneForm | None:
+        """Return the bits of the codes as planes; `None` for codes of more than three bits."""
+        if self.bits > MOST_BITS:
+            return None
+        columns = int(group_lengths(self.shape[1], self.group_size)[0])
+        return PlaneForm(self.shape, (self._planes(self.codes, columns),))
+
+    def _planes(self, codes: Tensor, group_size: int, columns: Tensor | None = None) -> BitPlanes:
+        """Return codes in groups of neighbours, uint8 [out, columns], as planes."""
+        offsets = -self.scales.float() * self.zero_points.float()  # [out, groups]
+        return BitPlanes(
+            code_planes(codes, self.bits), bit_scales(self.scales, self.bits), offsets, group_size, columns
+        )
+
     @property
     def nominal_bits(self) -> float:
         """Bits a code."""
@@ -57,3 +73,25 @@ class OrderedUniformWeight(UniformWeight):
         """Return scale * (code - zero point) as float32 [out, in]."""
         groups = self.group_index.long()
         return self.scales.float()[:, groups] * (self.codes.float() - self.zero_points.float()[:, groups])
+
+    def plane_form(self) -> PlaneForm | None:
+        """Return the bits of the codes as planes whose columns are in the order of their groups."""
+        if self.bits > MOST_BITS:
+            return None
+        columns, size = _by_group(self.group_index.long(), self.scales.shape[1])
+        codes = torch.where(columns >= 0, self.codes[:, columns.clamp(min=0)], 0)  # [out, groups * size]
+        return PlaneForm(self.shape, (self._planes(codes, size, columns),))
+
+
+def _by_group(group_index: Tensor, groups: int) -> tuple[Tensor, int]:
+    """Return the columns group after group, int64 [groups * size], and the size of the largest group.
+
+    Smaller groups are filled up with -1, so that all begin at a multiple of the size.
+    """
+    counts = torch.bincount(group_index, minlength=groups)
+    size = int(counts.max())
+    order = group_index.argsort(stable=True)
+    rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[group_index[order]]
+    columns = torch.full((groups * size,), -1, device=order.device)
+    columns[group_index[order] * size + rank] = order
+    return columns, size

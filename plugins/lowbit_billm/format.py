@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from lowbit import Bits, QuantizedWeight, Scales
+from lowbit import Bits, PlaneForm, QuantizedWeight, Scales
+from lowbit_billm.planes import Pair, Section, SignedOrder, compact_columns
 
 CONCENTRATED, SPARSE, SALIENT = 0, 1, 2
 """Zones of a block; with groups in salient columns, zone SALIENT + 1 is their second group."""
@@ -66,6 +67,47 @@ class ResidualBinaryWeight(QuantizedWeight):
             result[:, columns] = self._block(index, columns, salient, part)
             grouped = part.stop
         return result
+
+    def plane_form(self) -> PlaneForm:
+        """Return the salient columns, gathered block by block, and the others as sections of their own."""
+        sections = []
+        if not self.salient_columns.all():
+            sections.append(self._rest())
+        if self.salient_columns.any():
+            sections.append(self._salient())
+        return PlaneForm(self.shape, tuple(part for section in sections for part in section.parts()))
+
+    def _rest(self) -> Section:
+        """Return the columns that are not salient, in place."""
+        columns = None
+        if len(self.column_scales):
+            columns = self.column_scales[CONCENTRATED].float(), self.column_scales[SPARSE].float()
+        order = SignedOrder(self.signs, self._pair(self.scales, CONCENTRATED, SPARSE), columns)
+        means = self._pair(self.means, CONCENTRATED, SPARSE) if len(self.means) else None
+        present = (~self.salient_columns).float() if self.salient_columns.any() else None
+        return Section(self.shared_plane, means, (order,), min(self.block_size, self.shape[1]), None, present)
+
+    def _salient(self) -> Section:
+        """Return the salient columns, as many a block as the block with the most has."""
+        columns, ranks = compact_columns(self.salient_columns, self.block_size)
+        used, column, rank = columns >= 0, columns.clamp(min=0), ranks.clamp(min=0)
+        zone = self.salient_groups[:, rank] & used if self.salient_groups.shape[1] else None
+        orders = []
+        for order, plane in enumerate((self.signs, self.shared_plane)):
+            both = None
+            if len(self.column_scales):
+                first = self.column_scales[order].float()[column]
+                second = self.salient_column_scales[order].float()[rank] if len(self.salient_column_scales) else first
+                both = first, second
+            scales = self._pair(self.scales, SALIENT + order, SALIENT + 2 + order)
+            orders.append(SignedOrder(plane[:, column] & used, scales, both))
+        means = self._pair(self.means, SALIENT, SALIENT + 1) if len(self.means) else None
+        size = len(columns) // self.scales.shape[2]
+        return Section(zone, means, tuple(orders), size, columns)
+
+    def _pair(self, values: Tensor, first: int, second: int) -> Pair:
+        """Return the values of two zones, float32 [out, blocks] each; a missing second zone is the first."""
+        return values[first].float(), values[second if second < len(values) else first].float()
 
     def _block(self, index: int, columns: slice, salient: Tensor, part: slice) -> Tensor:
         """Return one block [out, columns]; `part` is its share of the salient groups."""

@@ -125,7 +125,7 @@ def _gemm_candidates(bucket: int, wide: bool) -> tuple[GemmConfiguration, ...]:
     if wide:
         shapes = [(2, 32, 4, 2), (4, 32, 8, 2), (4, 64, 8, 2)]
     elif bucket == BUCKETS[-1]:
-        shapes = [(8, 128, 8, 3), (8, 64, 4, 3), (8, 128, 8, 2), (8, 64, 8, 3), (4, 128, 4, 3)]
+        shapes = [(8, 128, 8, 3), (8, 64, 4, 3), (8, 128, 8, 2), (8, 64, 8, 3)]
     else:
         shapes = [(4, 64, 4, 3), (4, 32, 4, 3), (8, 64, 8, 3), (4, 64, 4, 4)]
     return tuple(GemmConfiguration(*shape) for shape in shapes)

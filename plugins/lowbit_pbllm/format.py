@@ -9,7 +9,18 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from lowbit import Bits, Codes, QuantizedWeight, Scales, repeat_groups, row_chunks
+from lowbit import (
+    BitPlanes,
+    Bits,
+    Codes,
+    PlaneForm,
+    QuantizedWeight,
+    Scales,
+    SparseCodes,
+    group_lengths,
+    repeat_groups,
+    row_chunks,
+)
 from lowbit_pbllm.gaps import decode_gaps
 
 
@@ -84,6 +95,26 @@ class PartialBinary(QuantizedWeight):
             low = binary_levels(signs, means.float(), scales.float(), self.group_size)
             torch.where(mask, high, low, out=rows)
         return dense
+
+    def plane_form(self) -> PlaneForm:
+        """Return the binary weights as two planes, which cancel at salient weights, and the salient ones singly."""
+        salient = self.salient()
+        lower = self.means.float() - self.scales.float()  # [out, groups]
+        scales = torch.stack([2 * self.scales.float(), -lower])
+        columns = int(group_lengths(self.shape[1], self.group_size)[0])
+        binary = BitPlanes((self.signs & ~salient, salient), scales, lower, columns)
+        return PlaneForm(self.shape, (binary,), self._salient_codes(salient))
+
+    def _salient_codes(self, salient: Tensor) -> SparseCodes:
+        starts = torch.nn.functional.pad(salient.sum(1).cumsum(0), (1, 0))  # [out + 1]
+        top = self.signs[salient].to(torch.uint8) << self.stored_bits
+        return SparseCodes(
+            row_starts=starts.to(torch.int32),
+            columns=salient.nonzero()[:, 1].to(torch.int32),
+            codes=top | self.codes,
+            scales=self.salient_scales,
+            zero_points=self.salient_zero_points.float(),
+        )
 
     @property
     def salient_share(self) -> float:
