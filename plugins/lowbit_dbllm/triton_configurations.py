@@ -89,7 +89,7 @@ def default_configuration(tiles: RowTiles, bucket: int, wide: bool) -> Configura
 def candidate_configurations(tiles: RowTiles, bucket: int, wide: bool) -> tuple[Configuration, ...]:
     """Return what is worth a measurement, the default first; the arguments are those of the default."""
     if bucket > GEMV_ROWS:
-        return _gemm_candidates(bucket, wide)
+        return _gemm_candidates(bucket, wide, tiles.columns % (32 * tiles.group_words) != 0)
     row_tiles = tiles.words.shape[0]
     steps = tiles.groups * tiles.group_words // step_words(tiles, bucket, wide)
     if wide:
@@ -121,8 +121,11 @@ def _parts(warps: int, iterations: int) -> int:
     return parts
 
 
-def _gemm_candidates(bucket: int, wide: bool) -> tuple[GemmConfiguration, ...]:
-    if wide:
+def _gemm_candidates(bucket: int, wide: bool, masked: bool) -> tuple[GemmConfiguration, ...]:
+    """Return candidates; where columns are `masked`, only those that leave registers for it."""
+    if masked and not wide:
+        shapes = [(4, 32, 4, 3), (8, 64, 8, 3)]
+    elif wide:
         shapes = [(2, 32, 4, 2), (4, 32, 8, 2), (4, 64, 8, 2)]
     elif bucket == BUCKETS[-1]:
         shapes = [(8, 128, 8, 3), (8, 64, 4, 3), (8, 128, 8, 2), (8, 64, 8, 3)]
