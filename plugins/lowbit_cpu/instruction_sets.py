@@ -42,6 +42,7 @@ def available_instruction_sets() -> tuple[InstructionSet, ...]:
     return (*found, InstructionSet.PORTABLE)
 
 
+@cache
 def missing_for_rounded() -> str:
     """Say what this machine lacks for eight-bit tables; empty if nothing."""
     features = _host_features()
