@@ -5,6 +5,7 @@ Each run is a fork of this process, so that a kill falls into the run and not in
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -55,6 +56,7 @@ def main(parent: Path, root: Path, tokens: Path, kills: int) -> None:
     torch.set_num_threads(1)
     # What is imported on the way is there for every fork then, and kills fall into work instead of imports.
     run(parent, root / "imports", tokens)
+    gc.freeze()  # A collection in a fork would copy every page of what was imported.
     started = time.monotonic()
     assert finish(run_child(parent, root / "undisturbed", tokens)) == 0
     length = time.monotonic() - started

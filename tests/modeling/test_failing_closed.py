@@ -125,8 +125,7 @@ def quantize_experts_only(parent: Path, output: Path) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        "model.layers.1.self_attn.q_proj.plane1",
-        "model.layers.1.self_attn.q_proj.alpha2",
+        "model.layers.1.self_attn.q_proj.tiles",
         "model.layers.1.self_attn.q_proj.weight",
         "model.layers.0.input_layernorm.weight",
         "model.embed_tokens.weight",
@@ -162,7 +161,7 @@ def test_a_missing_tensor_of_another_architecture_is_refused(
 
 def test_a_tensor_of_another_dtype_is_refused(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
-    name = "model.layers.1.self_attn.q_proj.plane1"
+    name = "model.layers.1.self_attn.q_proj.tiles"
     tensors[name] = tensors[name].long()
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     error = refusal(copy)
