@@ -43,6 +43,11 @@ class QuantizedWeight(ABC):
         """
         return None
 
+    @classmethod
+    def has_plane_form(cls, spec: FormatSpec) -> bool:
+        """Say whether weights of this declaration have a plane form, for a kernel that has seen no weight yet."""
+        return cls.plane_form is not QuantizedWeight.plane_form
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the matrix: (out, in)."""

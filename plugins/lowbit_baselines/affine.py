@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from lowbit import BitPlanes, Codes, PlaneForm, QuantizedWeight, Scales, group_lengths, repeat_groups
+from lowbit import BitPlanes, Codes, FormatSpec, PlaneForm, QuantizedWeight, Scales, group_lengths, repeat_groups
 from lowbit_baselines.code_planes import MOST_BITS, bit_scales, code_planes
 
 
@@ -38,6 +38,11 @@ class AffineWeight(QuantizedWeight):
         length = self.codes.shape[1]
         values = self.codes.float().mul_(repeat_groups(self.scales.float(), self.group_size, length))
         return values.add_(repeat_groups(self.offsets.float(), self.group_size, length))
+
+    @classmethod
+    def has_plane_form(cls, spec: FormatSpec) -> bool:
+        """Up to three bits."""
+        return int(spec.parameters["bits"]) <= MOST_BITS
 
     def plane_form(self) -> PlaneForm | None:
         """Return the bits of the codes as planes; `None` for codes of more than three bits."""

@@ -8,7 +8,17 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from lowbit import BitPlanes, Codes, Indices, PlaneForm, QuantizedWeight, Scales, group_lengths, repeat_groups
+from lowbit import (
+    BitPlanes,
+    Codes,
+    FormatSpec,
+    Indices,
+    PlaneForm,
+    QuantizedWeight,
+    Scales,
+    group_lengths,
+    repeat_groups,
+)
 from lowbit_baselines.code_planes import MOST_BITS, bit_scales, code_planes
 
 
@@ -37,6 +47,11 @@ class UniformWeight(QuantizedWeight):
         scales = repeat_groups(self.scales.float(), self.group_size, length)
         zero_points = repeat_groups(self.zero_points.float(), self.group_size, length)
         return scales * (self.codes.float() - zero_points)
+
+    @classmethod
+    def has_plane_form(cls, spec: FormatSpec) -> bool:
+        """Up to three bits."""
+        return int(spec.parameters["bits"]) <= MOST_BITS
 
     def plane_form(self) -> PlaneForm | None:
         """Return the bits of the codes as planes; `None` for codes of more than three bits."""

@@ -15,7 +15,6 @@ from lowbit import (
     PackedProduct,
     PackedWeight,
     Packer,
-    QuantizedWeight,
     RowTiles,
     SparseCodes,
     Support,
@@ -112,10 +111,11 @@ class CpuBitPlanes(Kernel):
         if reason := missing_compiler():
             return Support(False, reason)
         has_tiles = type(workload.packer).row_tiles is not Packer.row_tiles
-        if not has_tiles and workload.format_class.plane_form is QuantizedWeight.plane_form:
+        if not has_tiles and not workload.format_class.has_plane_form(workload.spec):
             return Support(
                 False,
-                f"format {workload.spec.format!r} has no plane form, and packer {workload.packer.name!r} no row tiles",
+                f"this weight of format {workload.spec.format!r} has no plane form, "
+                f"and packer {workload.packer.name!r} no row tiles",
             )
         return Support(True)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit import Kernel, PackedProduct, PackedWeight, Support, Workload, hookimpl
+from lowbit import FormatSpec, Kernel, PackedProduct, PackedWeight, Support, Workload, hookimpl
 from lowbit.modeling import kernel_choice
 from lowbit.modeling.kernel_choice import KernelWarning, kernel_verdicts, workload_of
 from lowbit.modeling.layouts import get_packer
@@ -82,6 +82,13 @@ def test_a_kernel_that_fails_is_named_once_and_the_next_one_computes(failing_ker
     for layer, result in zip(layers, results, strict=True):
         torch.testing.assert_close(result, F.linear(x, layer.dequantize(), layer.bias))
         assert layer.chosen_kernel != "failing"
+
+
+def test_codes_of_many_bits_are_refused_with_a_reason_and_without_a_warning() -> None:
+    spec = FormatSpec("uniform", 1, {"out": 8, "in": 64, "groups": 1}, {}, {"bits": 4, "group_size": 64})
+    workload = workload_of(spec, "plain", torch.device("cpu"), torch.float32)
+    refused = {verdict.kernel: verdict.reason for verdict in kernel_verdicts(workload) if not verdict.served}
+    assert "no plane form" in refused["cpu-bit-planes"]
 
 
 def test_verdicts_come_by_priority_with_reasons(failing_kernel: None) -> None:
