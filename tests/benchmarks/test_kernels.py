@@ -133,7 +133,8 @@ def test_every_kernel_that_serves_is_checked_and_timed(cell: Any) -> None:
         assert line.problem == ""
         assert line.times is not None
         assert 0 < line.times.fastest <= line.times.lower <= line.times.median <= line.times.upper
-        assert line.error < (1e-5 if line.dtype == "float32" else 1e-2) or line.kind == "peer"
+        exact = line.dtype == "float32" and "int8" not in line.name
+        assert line.error < (1e-5 if exact else 1e-2) or line.kind == "peer"
         assert line.copies >= 2
     kernels = [line for line in cell.lines if line.kind == "kernel"]
     assert len({line.bytes for line in kernels}) == 1
