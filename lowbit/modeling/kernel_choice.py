@@ -76,7 +76,10 @@ def bind_kernel(packed: PackedWeight, device: torch.device, dtype: torch.dtype) 
     failures = []
     for kernel in choose_kernels(workload):
         try:
-            return BoundKernel(kernel.name, device, dtype, kernel.bind(packed, workload))
+            # What is arranged here must serve a later backward pass, too.
+            with torch.inference_mode(False):
+                product = kernel.bind(packed, workload)
+            return BoundKernel(kernel.name, device, dtype, product)
         except Exception as error:  # whatever a kernel's compiler raises
             first = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             failures.append(f"{kernel.name}: {first}")

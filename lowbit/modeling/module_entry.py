@@ -101,6 +101,11 @@ def read_entry(name: str, value: Any) -> LoadedEntry:
             f"this checkpoint has format {entry.format} version {entry.format_version}; the installed "
             f"{entry.plugin} reads versions up to {format_class.version}: upgrade it"
         )
+    try:
+        layout_of(entry.spec(), entry.packer)
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+        told = f"{type(error).__name__} {error}"
+        raise CheckpointError(f"quantization_config.modules[{name!r}] does not hold together: {told}") from error
     return LoadedEntry(name, entry.spec(), entry.packer, entry.fused)
 
 

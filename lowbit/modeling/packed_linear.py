@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.contracts import FormatSpec, PackedWeight
+from lowbit.errors import LowbitError
 from lowbit.modeling.kernel_choice import BoundKernel, bind_kernel
 from lowbit.modeling.layouts import layout_of, unpack
 
@@ -35,6 +36,7 @@ class PackedLinear(nn.Module):
         for name, layout in self._layout.items():
             self.register_buffer(name, torch.empty(layout.shape, dtype=layout.dtype, device=device))
         self._bound: BoundKernel | None = None
+        self._bound_tensors: tuple[tuple[int, int], ...] = ()
 
     def packed(self) -> PackedWeight:
         """Return the packed weight."""
@@ -47,8 +49,15 @@ class PackedLinear(nn.Module):
         return device
 
     def bind(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Make the kernel ready for activations of a device and dtype; the first product does it otherwise."""
+        """Make the kernel ready for activations of a device and dtype; the first product does it otherwise.
+
+        Raises:
+            LowbitError: The weight is on another device, or has no numbers yet.
+        """
+        if self.device != device:
+            raise LowbitError(f"the packed weight is on {self.device}, the activations are on {device}: move the model")
         self._bound = bind_kernel(self.packed(), device, dtype)
+        self._bound_tensors = self._identities()
 
     @property
     def chosen_kernel(self) -> str | None:
@@ -57,10 +66,22 @@ class PackedLinear(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return x @ W^T + bias for x [..., in]."""
-        if self._bound is None or self._bound.device != x.device or self._bound.dtype != x.dtype:
+        if self._must_bind(x):
             self.bind(x.device, x.dtype)
-            assert self._bound is not None
+        assert self._bound is not None
         return self._bound.product(x, bias)
+
+    def _must_bind(self, x: Tensor) -> bool:
+        bound = self._bound
+        if bound is None or bound.device != x.device or bound.dtype != x.dtype:
+            return True
+        # A kernel may hold the weight in another arrangement; in a compiled model tensors stay what they were.
+        return not torch.compiler.is_compiling() and self._bound_tensors != self._identities()
+
+    def _identities(self) -> tuple[tuple[int, int], ...]:
+        """Return what changes when a packed tensor is replaced, or written to."""
+        tensors = [getattr(self, name) for name in self._layout]
+        return tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
     def dequantize(self) -> Tensor:
         """Return the matrix that the packed weight stands for, float32 [out, in]."""

@@ -41,7 +41,9 @@ def packed_linear(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, wei
         bias: [out] or `None`.
         weight: What `describe_weight` says of the packed weight.
     """
-    return torch.nn.functional.linear(x, _dense(tensors, weight).to(x.dtype), bias)
+    with torch.autocast(x.device.type, enabled=False):
+        bias = None if bias is None else bias.to(x.dtype)
+        return torch.nn.functional.linear(x, _dense(tensors, weight).to(x.dtype), bias)
 
 
 @packed_linear.register_fake
@@ -58,7 +60,8 @@ def packed_matmul(x: Tensor, tensors: Sequence[Tensor], weight: str) -> Tensor:
         tensors: As in `packed_linear`.
         weight: As in `packed_linear`.
     """
-    return x @ _dense(tensors, weight).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ _dense(tensors, weight).to(x.dtype)
 
 
 @packed_matmul.register_fake
@@ -67,13 +70,14 @@ def _(x: Tensor, tensors: Sequence[Tensor], weight: str) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.tensors, _, ctx.weight = inputs
+    _, ctx.tensors, bias, ctx.weight = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[None], Tensor | None, None]:
     wants_x, _, wants_bias, _ = ctx.needs_input_grad
     to_x = packed_matmul(grad, ctx.tensors, ctx.weight) if wants_x else None
-    to_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if wants_bias else None
+    to_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype) if wants_bias else None
     return to_x, [None] * len(ctx.tensors), to_bias, None
 
 

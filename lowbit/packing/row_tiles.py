@@ -29,10 +29,17 @@ def to_row_tiles(
         offsets: [rows, groups] or `None`.
         group_size: Columns a group.
         scale_dtype: How scales and offsets are stored.
+
+    Raises:
+        ValueError: Scales or offsets have another shape than planes and groups say.
     """
     rows, columns = planes[0].shape
     shape = row_tiles_shape(rows, columns, group_size, len(planes), offsets is not None, scale_dtype)
     tiles, groups, _ = shape
+    if tuple(scales.shape) != (len(planes), rows, groups):
+        raise ValueError(f"expected scales of shape {(len(planes), rows, groups)}, got {tuple(scales.shape)}")
+    if offsets is not None and tuple(offsets.shape) != (rows, groups):
+        raise ValueError(f"expected offsets of shape {(rows, groups)}, got {tuple(offsets.shape)}")
     bits = torch.stack([_plane_words(plane, group_size) for plane in planes])  # [planes, tiles * 16, groups, words]
     bits = bits.reshape(len(planes), tiles, TILE_ROWS, groups, -1).permute(1, 3, 0, 4, 2)  # rows of a tile innermost
     numbers = scales if offsets is None else torch.cat([scales, offsets.unsqueeze(0)])  # [numbers, rows, groups]

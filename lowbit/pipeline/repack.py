@@ -43,6 +43,8 @@ def repack(checkpoint: Path, output: Path, packer: str) -> BitsReport:
     """
     inspect_checkpoint(checkpoint)
     get_packer(packer)
+    if checkpoint.resolve() in output.resolve().parents:
+        raise LowbitError(f"{output} lies inside the checkpoint; name a folder elsewhere")
     if output.exists():
         raise LowbitError(f"{output} exists; name a folder that does not")
     source = ParentCheckpoint(checkpoint)

@@ -26,7 +26,7 @@ class DecodingSpeed:
         prompt: Tokens that were given.
         new_tokens: Tokens that each run wrote.
         runs: How many runs there were, after one to warm up.
-        model_bytes: Of parameters and buffers.
+        model_bytes: Of parameters and buffers; not of what a kernel arranged beside them.
     """
 
     tokens_per_second: float

@@ -81,9 +81,19 @@ class InterleavedPacker(Packer):
 
 
 def resolved_group_size(spec: FormatSpec) -> int:
-    """Return the columns a group; -1 stands for a whole row."""
-    size = int(spec.parameters["group_size"])
-    return spec.sizes["in"] if size == -1 else size
+    """Return the columns a group; -1 stands for a whole row.
+
+    Raises:
+        ValueError: The declaration names no such size, or another number of groups than follows from it.
+    """
+    size = spec.parameters.get("group_size")
+    if not isinstance(size, int) or (size != -1 and size < 1):
+        raise ValueError(f"group_size must be a positive number or -1, got {size!r}")
+    columns, groups = spec.sizes["in"], spec.sizes["groups"]
+    size = columns if size == -1 else size
+    if size < 1 or groups != -(-columns // size):
+        raise ValueError(f"{columns} columns in groups of {size} make no {groups} groups")
+    return size
 
 
 def _scale_dtype(spec: FormatSpec) -> torch.dtype:

@@ -159,6 +159,26 @@ def test_a_missing_tensor_of_another_architecture_is_refused(
     assert name in error
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("parameters", "group_size", 0),
+        ("parameters", "group_size", -2),
+        ("parameters", "group_size", "x"),
+        ("parameters", "group_size", 2**40),
+        ("sizes", "groups", 3),
+    ],
+)
+def test_a_declaration_that_does_not_hold_together_is_refused(part: str, key: str, value: Any, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    name = "model.layers.1.self_attn.q_proj"
+    config["quantization_config"]["modules"][name][part][key] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    error = refusal(copy)
+    assert "CheckpointError" in error
+    assert name in error
+
+
 def test_a_tensor_of_another_dtype_is_refused(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     name = "model.layers.1.self_attn.q_proj.tiles"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit import FormatSpec, Kernel, PackedProduct, PackedWeight, Support, Workload, hookimpl
+from lowbit.errors import LowbitError
 from lowbit.modeling import kernel_choice
 from lowbit.modeling.kernel_choice import KernelWarning, kernel_verdicts, workload_of
 from lowbit.modeling.layouts import get_packer
@@ -164,3 +165,40 @@ def test_models_that_are_made_dense_at_once_bind_nothing() -> None:
     assert layer.chosen_kernel is None
     bind_kernels(layer, torch.float32)
     assert layer.chosen_kernel is not None
+
+
+@pytest.mark.parametrize("packer", ["plain", "interleaved"])
+def test_a_weight_that_was_written_to_or_replaced_is_bound_anew(packer: str) -> None:
+    layer, x = packed_layer(packer=packer), activations(2, 70)
+    layer(x)
+    name = "tiles" if packer == "interleaved" else "plane1"
+    getattr(layer, name).zero_()
+    torch.testing.assert_close(layer(x), F.linear(x, layer.dequantize(), layer.bias), rtol=1e-4, atol=1e-5)
+    setattr(layer, name, getattr(packed_layer(packer=packer), name))
+    torch.testing.assert_close(layer(x), F.linear(x, layer.dequantize(), layer.bias), rtol=1e-4, atol=1e-5)
+    assert layer(x).abs().max() > 1
+
+
+def test_a_weight_without_numbers_is_refused() -> None:
+    layer = QuantLinear(packed_layer().spec, "plain", False)
+    with pytest.raises(LowbitError, match="is on meta, the activations are on cpu"):
+        layer(activations(2, 70))
+
+
+@pytest.mark.parametrize("packer", ["plain", "interleaved"])
+def test_a_layer_bound_in_inference_mode_has_gradients_later(packer: str) -> None:
+    layer = packed_layer(packer=packer)
+    with torch.inference_mode():
+        layer(activations(2, 70))
+    x = activations(2, 70).requires_grad_()
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.dequantize().sum(0).expand(2, 70), rtol=1e-4, atol=1e-4)
+
+
+def test_the_reference_operator_computes_in_the_dtype_of_its_activations_under_autocast() -> None:
+    packed = packed_layer().packed()
+    arguments = (activations(2, 70), list(packed.tensors.values()), activations(24), describe_weight(packed))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packed_linear(*arguments).dtype == torch.float32
+    arguments = (arguments[0].bfloat16(), *arguments[1:])
+    assert packed_linear(*arguments).dtype == torch.bfloat16

@@ -72,3 +72,11 @@ def test_padding_is_zero() -> None:
     assert int(tiles.words[1, :, :32].reshape(2, 2, 16)[..., 1:].abs().max()) == 0
     assert int(tiles.words[0, 1, 0]) == 2**30 - 1
     assert int(tiles.words[0, 0, 16]) == 2**8 - 1
+
+
+def test_scales_of_another_number_of_groups_are_refused() -> None:
+    bits, scales, shift = random_parts(5, 100, 32, 2, True, torch.float32, 0)
+    with pytest.raises(ValueError, match=r"expected scales of shape \(2, 5, 4\), got \(2, 5, 3\)"):
+        to_row_tiles(bits, scales[..., :3], shift, 32, torch.float32)
+    with pytest.raises(ValueError, match="expected offsets"):
+        to_row_tiles(bits, scales, scales[0, :, :3], 32, torch.float32)

@@ -63,7 +63,7 @@ def test_a_result_has_everything_that_says_what_it_is(output: Path) -> None:
     assert ours["data_sha256"].keys() == {"smallworld_text", "smallworld_choice"}
     assert ours["context_length"] == 256
     assert ours["packed_against_dense"]["relative_perplexity"] < 1e-3
-    assert ours["kernels"] == ["reference"]
+    assert ours["kernels"] in (["cpu-bit-planes"], ["reference"])
     assert ours["recovery"]["smallworld_choice"]["acc,none"]["recovery_percent"] is not None
     assert len(ours["layers"]) == ours["coverage"]["quantized_targets"]
     assert "plane1_density" in ours["layers"][0]["diagnostics"]

@@ -50,6 +50,8 @@ def test_another_layout_holds_the_same_weights_and_the_way_back_the_same_bytes(
 def test_a_place_that_is_taken_and_an_unknown_packer_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(LowbitError, match="exists"):
         repack(checkpoint, checkpoint, "plain")
+    with pytest.raises(LowbitError, match="inside the checkpoint"):
+        repack(checkpoint, checkpoint / "new", "plain")
     with pytest.raises(LowbitError, match="bit-planes"):
         repack(checkpoint, tmp_path / "new", "bit-plane")
     assert not (tmp_path / "new").exists()
