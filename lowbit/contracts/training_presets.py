@@ -21,9 +21,9 @@ QUICK: Mapping[str, Any] = {
 }
 
 STANDARD: Mapping[str, Any] = {
-    "training_data": {"seq_len": 256, "generated": {"n_samples": 512}},
-    "reconstruction": {"steps": 400, "batch_size": 4, "n_samples": 256},
-    "distillation": {"steps": 800, "batch_size": 4, "evaluate_every": 50, "checkpoint_every": 100},
+    "training_data": {"seq_len": 256, "generated": {"n_samples": 384}},
+    "reconstruction": {"steps": 400, "batch_size": 4, "n_samples": 384},
+    "distillation": {"steps": 320, "batch_size": 4, "evaluate_every": 40, "checkpoint_every": 80},
 }
 
 ONE_BILLION: Mapping[str, Any] = {
