@@ -37,7 +37,7 @@ class BitPlanes:
         """
         out, columns = self.planes[0].shape
         group = torch.arange(columns, device=self.scales.device) // self.group_size  # [columns]
-        dense = torch.zeros(out, columns, device=self.scales.device)
+        dense = torch.zeros(out, columns, dtype=torch.float32, device=self.scales.device)
         for plane, scale in zip(self.planes, self.scales.float(), strict=True):
             dense += scale[:, group] * plane
         if self.offsets is not None:
@@ -47,7 +47,7 @@ class BitPlanes:
         if self.columns is None:
             return dense
         used = self.columns >= 0
-        result = torch.zeros(out, length, device=dense.device)
+        result = torch.zeros(out, length, dtype=torch.float32, device=dense.device)
         return result.index_add_(1, self.columns[used], dense[:, used])
 
 
@@ -74,7 +74,7 @@ class SparseCodes:
         counts = self.row_starts.diff().long()
         rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)  # [entries]
         values = self.scales.float()[rows] * (self.codes.float() - self.zero_points.float()[rows])
-        result = torch.zeros(len(counts), length, device=values.device)
+        result = torch.zeros(len(counts), length, dtype=torch.float32, device=values.device)
         return result.index_put_((rows, self.columns.long()), values, accumulate=True)
 
 
@@ -95,7 +95,11 @@ class PlaneForm:
     def dense(self) -> Tensor:
         """Return the sum of all parts, float32 [out, in]; equal to `dequantize()` up to rounding."""
         length = self.shape[1]
-        total = torch.zeros(self.shape)
-        for part in self.parts:
-            total = total.to(part.scales.device) + part.dense(length)
-        return total if self.sparse is None else total + self.sparse.dense(length)
+        parts: list[BitPlanes | SparseCodes] = [*self.parts]
+        if self.sparse is not None:
+            parts.append(self.sparse)
+        device = parts[0].scales.device if parts else "cpu"
+        total = torch.zeros(self.shape, dtype=torch.float32, device=device)
+        for part in parts:
+            total += part.dense(length)
+        return total

@@ -44,7 +44,7 @@ def expanded_pieces(tiles: RowTiles, instruction_set: InstructionSet | None = No
     height = tiles.groups * tiles.group_words * tiles.word_bits
     count = tiles.words.shape[0]
     piece_tiles = min(PIECE_TILES, count)
-    scratch = torch.empty(height, piece_tiles * tiles.tile_rows)
+    scratch = torch.empty(height, piece_tiles * tiles.tile_rows, dtype=torch.float32, device="cpu")
     for start in range(0, count, piece_tiles):
         used = min(piece_tiles, count - start)
         shares = shares_of(height * used * tiles.tile_rows, tiles.groups * used)
@@ -69,7 +69,7 @@ def expanded_product(
         float32 [rows, out].
     """
     x = padded_activations(x, tiles)
-    result = torch.empty(x.shape[0], tiles.rows)
+    result = torch.empty(x.shape[0], tiles.rows, dtype=torch.float32, device="cpu")
     for rows, piece in expanded_pieces(tiles, instruction_set):
         torch.mm(x, piece, out=result[:, rows])
     return result if bias is None else result.add_(bias.float())
@@ -87,19 +87,19 @@ def transposed_product(gradient: Tensor, tiles: RowTiles, instruction_set: Instr
         float32 [rows, columns].
     """
     width = tiles.group_words * tiles.word_bits
-    total = torch.zeros(gradient.shape[0], tiles.groups * width)
+    total = torch.zeros(gradient.shape[0], tiles.groups * width, dtype=torch.float32, device="cpu")
     gradient = gradient.float()
     for rows, piece in expanded_pieces(tiles, instruction_set):
         total.addmm_(gradient[:, rows], piece.T)
-    grouped = total.reshape(-1, tiles.groups, width)[..., : tiles.group_size]
-    return grouped.reshape(total.shape[0], -1)[:, : tiles.columns]
+    grouped = total.reshape(total.shape[0], tiles.groups, width)[..., : tiles.group_size]
+    return grouped.reshape(total.shape[0], tiles.groups * tiles.group_size)[:, : tiles.columns]
 
 
 def dense_weight(tiles: RowTiles) -> Tensor:
     """Return W by torch alone, float32 [out, columns]."""
     planes, scales, offsets = from_row_tiles(tiles)
     group = torch.arange(tiles.columns, device=scales.device) // tiles.group_size  # [columns]
-    dense = torch.zeros(tiles.rows, tiles.columns, device=scales.device)
+    dense = torch.zeros(tiles.rows, tiles.columns, dtype=torch.float32, device=scales.device)
     for plane, scale in zip(planes, scales.float(), strict=True):
         dense += scale[:, group] * plane
     return dense if offsets is None else dense + offsets.float()[:, group]

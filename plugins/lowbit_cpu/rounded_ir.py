@@ -68,7 +68,9 @@ def fill_rounded_group(
     # Activations too small to be divided by are zeros.
     inverse = builder.select(builder.fcmp_ordered(">", largest, ir.Constant(FLOAT, SMALLEST)), inverse, zero)
     store(builder, total, tables, places[0])
-    store(builder, builder.fdiv(largest, ir.Constant(FLOAT, LARGEST)), tables, places[1])
+    # No integer stands for NaN or infinity: zero times such a sum makes the scale, and so the result, NaN.
+    scale = builder.fadd(builder.fdiv(largest, ir.Constant(FLOAT, LARGEST)), builder.fmul(total, zero))
+    store(builder, scale, tables, places[1])
     factor = broadcast(builder, inverse)
     target = builder.bitcast(tables, BYTE.as_pointer())
 

@@ -60,12 +60,19 @@ def padded_activations(x: Tensor, tiles: RowTiles) -> Tensor:
     return x.reshape(x.shape[0], tiles.groups * width).contiguous()
 
 
-def initial_result(rows: int, tiles: RowTiles, bias: Tensor | None) -> Tensor:
-    """Return float32 [rows, row tiles * 16] with the bias in every row, or zeros."""
+def initial_result(x: Tensor, tiles: RowTiles, bias: Tensor | None) -> Tensor:
+    """Return float32 [rows, row tiles * 16] with the bias in every row, or zeros.
+
+    Args:
+        x: float32 [rows, ...]; the result has its dtype and device, whatever the defaults are.
+        tiles: What is multiplied by.
+        bias: [out] or `None`.
+    """
+    rows = x.shape[0]
     width = tiles.words.shape[0] * tiles.tile_rows
     if bias is None:
-        return torch.zeros(rows, width)
-    result = torch.empty(rows, width)
+        return x.new_zeros(rows, width)
+    result = x.new_empty(rows, width)
     result[:, : tiles.rows] = bias
     if width > tiles.rows:
         result[:, tiles.rows :] = 0
@@ -94,7 +101,7 @@ def lookup_product(
     code = product_code(tiles, instruction_set or default_instruction_set())
     x = padded_activations(x, tiles)
     rows, width = x.shape
-    result = initial_result(rows, tiles, bias)
+    result = initial_result(x, tiles, bias)
     tile_count = tiles.words.shape[0]
     group_tables = tiles.group_words * tiles.word_bits * 4
     if instruction_set is InstructionSet.AVX512_ROUNDED:
@@ -104,7 +111,7 @@ def lookup_product(
     stride = block_groups * group_tables + -(-2 * block_groups // 16) * 16  # tables, sums, scales
     shares = shares_of(tiles.rows * tiles.columns * rows, tile_count)
     share_stride = min(rows, BATCH_ROWS) * stride
-    scratch = torch.empty(shares * share_stride)
+    scratch = x.new_empty(shares * share_stride)
     THREADS.run(
         code,
         (

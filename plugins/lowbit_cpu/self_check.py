@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -20,9 +21,20 @@ TOLERANCE = 1e-5
 ROUNDED_TOLERANCE = 1e-2
 """The same where activations are rounded to eight bits."""
 
+
+class RealOptions(TypedDict):
+    """Which tensors to make."""
+
+    dtype: torch.dtype
+    device: str
+
+
 ROWS = 147
 GROUPS = 3
 ACTIVATION_ROWS = 7  # four, two and one at a time
+
+REAL: RealOptions = {"dtype": torch.float32, "device": "cpu"}
+"""Of all random numbers, whatever the defaults are."""
 
 
 class SelfChecks:
@@ -78,11 +90,11 @@ def check_sparse(checks: SelfChecks = CHECKS) -> None:
 
 
 def _compare_row_tiles(like: RowTiles, instruction_set: InstructionSet) -> str:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     tiles = random_row_tiles(like, generator)
     dense = dense_weight(tiles)
-    x = torch.randn(ACTIVATION_ROWS, tiles.columns, generator=generator)
-    gradient = torch.randn(2, tiles.rows, generator=generator)
+    x = torch.randn(ACTIVATION_ROWS, tiles.columns, generator=generator, **REAL)
+    gradient = torch.randn(2, tiles.rows, generator=generator, **REAL)
     cases = {
         "look-up": (lookup_product(x, tiles, None, instruction_set), x, dense),
         "one row": (lookup_product(x[:1], tiles, None, instruction_set), x[:1], dense),
@@ -96,9 +108,9 @@ def _compare_row_tiles(like: RowTiles, instruction_set: InstructionSet) -> str:
 
 
 def _compare_rounded(like: RowTiles) -> str:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     tiles = random_row_tiles(like, generator)
-    x = torch.randn(ACTIVATION_ROWS, tiles.columns, generator=generator)
+    x = torch.randn(ACTIVATION_ROWS, tiles.columns, generator=generator, **REAL)
     error = relative_error(lookup_product(x, tiles, None, InstructionSet.AVX512_ROUNDED), x, dense_weight(tiles))
     return f"rounded: error {error:.1e}" if error > ROUNDED_TOLERANCE else ""
 
@@ -109,8 +121,10 @@ def random_row_tiles(like: RowTiles, generator: torch.Generator) -> RowTiles:
     columns = group_size * GROUPS
     shape = row_tiles_shape(ROWS, columns, group_size, like.planes, like.has_offsets, like.scale_dtype)
     bits = like.planes * like.group_words * like.tile_rows
-    words = torch.randint(-(2**31), 2**31, (*shape[:2], bits), dtype=torch.int64, generator=generator).int()
-    numbers = torch.randn(*shape[:2], (like.planes + like.has_offsets) * like.tile_rows, generator=generator)
+    words = torch.randint(
+        -(2**31), 2**31, (*shape[:2], bits), dtype=torch.int64, device="cpu", generator=generator
+    ).int()
+    numbers = torch.randn(*shape[:2], (like.planes + like.has_offsets) * like.tile_rows, generator=generator, **REAL)
     packed = numbers.to(like.scale_dtype).contiguous().view(torch.int32)
     tiles = torch.cat([words, packed], 2)
     return RowTiles(tiles, ROWS, columns, group_size, like.planes, like.has_offsets, like.scale_dtype)
@@ -133,9 +147,9 @@ def relative_error(result: Tensor, x: Tensor, dense: Tensor) -> float:
 
 
 def _compare_sparse(instruction_set: InstructionSet) -> str:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     sparse, length = random_sparse_codes(ROWS, 96, generator)
-    x = torch.randn(ACTIVATION_ROWS, length, generator=generator)
+    x = torch.randn(ACTIVATION_ROWS, length, generator=generator, **REAL)
     dense = sparse.dense(length)
     batched = relative_error(sparse_product(x, sparse, instruction_set), x, dense)
     single = relative_error(sparse_product(x[:1], sparse, instruction_set), x[:1], dense)
@@ -146,10 +160,10 @@ def _compare_sparse(instruction_set: InstructionSet) -> str:
 
 def random_sparse_codes(rows: int, length: int, generator: torch.Generator) -> tuple[SparseCodes, int]:
     """Return random sparse weights, some rows of them empty, and the columns of their matrix."""
-    share = torch.rand(rows, 1, generator=generator)
-    kept = torch.rand(rows, length, generator=generator) < share * (share > 0.1)
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), kept.sum(1).cumsum(0)]).int()
+    share = torch.rand(rows, 1, generator=generator, **REAL)
+    kept = torch.rand(rows, length, generator=generator, **REAL) < share * (share > 0.1)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), kept.sum(1).cumsum(0)]).int()
     columns = kept.nonzero()[:, 1].int()
-    codes = torch.randint(0, 256, (len(columns),), generator=generator).to(torch.uint8)
-    zero_points = torch.randint(0, 256, (rows,), generator=generator).float()
-    return SparseCodes(starts, columns, codes, torch.randn(rows, generator=generator), zero_points), length
+    codes = torch.randint(0, 256, (len(columns),), device="cpu", generator=generator).to(torch.uint8)
+    zero_points = torch.randint(0, 256, (rows,), device="cpu", generator=generator).float()
+    return SparseCodes(starts, columns, codes, torch.randn(rows, generator=generator, **REAL), zero_points), length

@@ -47,7 +47,7 @@ def sparse_product(x: Tensor, sparse: SparseCodes, instruction_set: InstructionS
         x = torch.nn.functional.pad(x.T, (0, batches * BATCH - rows))  # [columns, batches * 16]
     x = x.contiguous()
     width = batches * BATCH if rows > 1 else 1
-    result = torch.empty(out, width)
+    result = torch.empty(out, width, dtype=torch.float32, device="cpu")
     kept = [
         sparse.row_starts.int().contiguous(),
         sparse.columns.int().contiguous(),
@@ -89,7 +89,7 @@ def transposed_sparse_product(gradient: Tensor, sparse: SparseCodes, length: int
     Returns:
         float32 [rows, length].
     """
-    total = torch.zeros(gradient.shape[0], length, device=gradient.device)
+    total = torch.zeros(gradient.shape[0], length, dtype=torch.float32, device=gradient.device)
     for rows, piece in dense_pieces(sparse, length):
         total.addmm_(gradient[:, rows].float(), piece)
     return total
@@ -97,7 +97,7 @@ def transposed_sparse_product(gradient: Tensor, sparse: SparseCodes, length: int
 
 def reference_sparse_product(x: Tensor, sparse: SparseCodes) -> Tensor:
     """Return x @ S^T by torch alone, float32 [rows, out]."""
-    result = torch.empty(x.shape[0], len(sparse.scales), device=x.device)
+    result = torch.empty(x.shape[0], len(sparse.scales), dtype=torch.float32, device=x.device)
     for rows, piece in dense_pieces(sparse, x.shape[1]):
         result[:, rows] = x.float() @ piece.T
     return result

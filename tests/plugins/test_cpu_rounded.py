@@ -57,6 +57,19 @@ def test_vanishing_activations_give_zero(value: float) -> None:
 
 
 @needs_instructions
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_activations_that_are_not_finite_are_not_hidden(value: float, rows: int) -> None:
+    case = TileCase(64, 256, 64, activations=rows, has_offsets=True)
+    x = case.x()
+    expected = lookup_product(x, case.tiles()[0], None, ROUNDED)
+    x[rows - 1, 77] = value
+    result = lookup_product(x, case.tiles()[0], None, ROUNDED)
+    assert bool(result[rows - 1].isnan().all())
+    assert torch.equal(result[: rows - 1], expected[: rows - 1])
+
+
+@needs_instructions
 def test_a_bound_weight_is_multiplied() -> None:
     weight = sign_weight()
     product = CpuBitPlanesInt8().bind(GenericPacker().pack(weight), workload(weight))
