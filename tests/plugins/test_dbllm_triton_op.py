@@ -80,7 +80,8 @@ def test_compiled_code_has_no_graph_break() -> None:
 
 
 def workload(group_size: int = 64, length: int = 128, **changes: object) -> Workload:
-    sizes = {"out": 128, "in": length, "groups": 2}
+    groups = 1 if group_size == -1 else -(-length // group_size)
+    sizes = {"out": 128, "in": length, "groups": groups}
     spec = FormatSpec("dual-binary", 1, sizes, {}, {"group_size": group_size})
     given = {"spec": spec, "packer": InterleavedPacker(), "format_class": DualBinaryWeight}
     given |= {"device": torch.device("cuda"), "dtype": torch.float16}
