@@ -54,6 +54,7 @@ def expansion_module(shape: TileShape) -> Any:
     first, last = share_bounds(builder, builder.mul(groups, tiles), share, shares)
 
     def unit(number: Value, _: list[Value]) -> list[Value]:
+        """Expand one group of one tile."""
         group, tile = builder.sdiv(number, tiles), builder.srem(number, tiles)
         position = builder.add(builder.mul(builder.add(first_tile, tile), groups), group)
         source = builder.gep(words, [builder.mul(position, index(shape.tile_words))])
@@ -73,6 +74,7 @@ def _expand_tile(builder: Builder, shape: TileShape, source: Value, target: Valu
     offsets = shape.scales(builder, source, shape.planes) if shape.has_offsets else None
 
     def word(number: Value, _: list[Value]) -> list[Value]:
+        """Expand one word of each plane."""
         places = [builder.add(number, index(plane * shape.group_words)) for plane in range(shape.planes)]
         bits = [load(builder, source, builder.mul(place, index(LANES)), WORDS) for place in places]
         column = builder.mul(number, index(RowTiles.word_bits))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,20 +61,8 @@ def row_tiles_linear(
         ValueError: A size is not positive, or a tensor has another shape, dtype or device than the sizes and `x` say.
     """
     expected = known_words_shape(rows, columns, group_size, planes, has_offsets, scale_dtype)
-    check_row_tiles_arguments(x, columns, words, expected)
-    check_bias(x, bias, rows)
-    tiles = RowTiles(words.contiguous(), rows, columns, group_size, planes, has_offsets, scale_dtype)
-    flat = x.reshape(x.shape[:-1].numel(), columns)
-    if not flat.shape[0]:
-        return x.new_empty(*x.shape[:-1], rows)
-    with _without_autocast(x):
-        if not _compiled_on(x):
-            result = flat.float() @ dense_weight(tiles).T
-            result = result if bias is None else result + bias.float()
-        else:
-            product = expanded_product if expansion_pays(flat.shape[0], default_instruction_set()) else lookup_product
-            result = product(flat, tiles, bias)
-        return _shaped(result, x, rows)
+    tiles = RowTiles(words, rows, columns, group_size, planes, has_offsets, scale_dtype)
+    return _product(x, tiles, bias, expected, _exact_product)
 
 
 @torch.library.custom_op("lowbit_cpu::row_tiles_linear_rounded", mutates_args=())
@@ -97,14 +87,39 @@ def row_tiles_linear_rounded(
         exact: Tensor = row_tiles_linear(x, words, bias, rows, columns, group_size, planes, has_offsets, scale_dtype)
         return exact
     expected = known_words_shape(rows, columns, group_size, planes, has_offsets, scale_dtype)
-    check_row_tiles_arguments(x, columns, words, expected)
-    check_bias(x, bias, rows)
-    tiles = RowTiles(words.contiguous(), rows, columns, group_size, planes, has_offsets, scale_dtype)
-    flat = x.reshape(x.shape[:-1].numel(), columns)
+    tiles = RowTiles(words, rows, columns, group_size, planes, has_offsets, scale_dtype)
+    return _product(x, tiles, bias, expected, _rounded_product)
+
+
+def _product(
+    x: Tensor,
+    tiles: RowTiles,
+    bias: Tensor | None,
+    expected: tuple[int, int, int],
+    multiply: Callable[[Tensor, RowTiles, Tensor | None], Tensor],
+) -> Tensor:
+    """Check the arguments and multiply; `multiply` takes activations [rows, columns] and contiguous tiles."""
+    check_row_tiles_arguments(x, tiles.columns, tiles.words, expected)
+    check_bias(x, bias, tiles.rows)
+    flat = x.reshape(x.shape[:-1].numel(), tiles.columns)
     if not flat.shape[0]:
-        return x.new_empty(*x.shape[:-1], rows)
+        return x.new_empty(*x.shape[:-1], tiles.rows)
+    if not tiles.words.is_contiguous():
+        tiles = replace(tiles, words=tiles.words.contiguous())
     with _without_autocast(x):
-        return _shaped(lookup_product(flat, tiles, bias, InstructionSet.AVX512_ROUNDED), x, rows)
+        return _shaped(multiply(flat, tiles, bias), x, tiles.rows)
+
+
+def _exact_product(flat: Tensor, tiles: RowTiles, bias: Tensor | None) -> Tensor:
+    if not _compiled_on(flat):
+        result = flat.float() @ dense_weight(tiles).T
+        return result if bias is None else result + bias.float()
+    product = expanded_product if expansion_pays(flat.shape[0], default_instruction_set()) else lookup_product
+    return product(flat, tiles, bias)
+
+
+def _rounded_product(flat: Tensor, tiles: RowTiles, bias: Tensor | None) -> Tensor:
+    return lookup_product(flat, tiles, bias, InstructionSet.AVX512_ROUNDED)
 
 
 @torch.library.custom_op("lowbit_cpu::row_tiles_transposed", mutates_args=())

@@ -18,7 +18,6 @@ from lowbit_cpu.vector_ir import (
     LANES,
     POINTER_OF,
     WORD,
-    WORDS,
     Arguments,
     Builder,
     Value,
@@ -78,6 +77,7 @@ def product_module(shape: TileShape) -> Any:
     tables = builder.gep(named[ProductArgument.SCRATCH], [builder.mul(share, named[ProductArgument.SHARE_STRIDE])])
 
     def block(start: Value, _: list[Value]) -> list[Value]:
+        """Multiply by one block of groups."""
         groups = named[ProductArgument.GROUPS]
         end = smaller(builder, builder.add(start, named[ProductArgument.BLOCK_GROUPS]), groups)
         done = index(0)
@@ -114,6 +114,7 @@ def _each_batch(
     stride = named[ProductArgument.TABLE_STRIDE]
 
     def batch(row: Value, _: list[Value]) -> list[Value]:
+        """Multiply some rows of activations."""
         for number in range(count):
             x_offset = builder.mul(builder.add(row, index(number)), named[ProductArgument.X_STRIDE])
             x_offset = builder.add(x_offset, builder.mul(start, index(shape.group_words * RowTiles.word_bits)))
@@ -150,6 +151,7 @@ def _add_fill_tables(module: Any, shape: TileShape) -> Any:
         return []
 
     def group(number: Value, _: list[Value]) -> list[Value]:
+        """Multiply by one group."""
         begin = builder.mul(number, index(group_numbers))
 
         def nibble(offset: Value, totals: list[Value]) -> list[Value]:
@@ -180,6 +182,7 @@ def _add_multiply(module: Any, shape: TileShape, count: int, tiles: int) -> Any:
     sums = builder.mul(block_groups, index(shape.group_tables))
 
     def several(at_once: int, tile: Value) -> None:
+        """Multiply by several tiles at once."""
         numbers = [builder.add(tile, index(number)) for number in range(at_once)]
         bases = [builder.gep(words, [builder.mul(number, row_words)]) for number in numbers]
         y_places = [
@@ -189,6 +192,7 @@ def _add_multiply(module: Any, shape: TileShape, count: int, tiles: int) -> Any:
         held = [load(builder, y, place, FLOATS) for row in y_places for place in row]
 
         def group(number: Value, totals: list[Value]) -> list[Value]:
+            """Multiply by one group."""
             offset = builder.mul(number, index(shape.tile_words))
             local = builder.sub(number, start)
             pointers = [builder.gep(base, [offset]) for base in bases]
@@ -274,11 +278,7 @@ def _word_product(
 ) -> list[Value]:
     """Emit 32 columns: eight look-ups for each tile, plane and activation row."""
     sums = list(sums)
-    words = []
-    for tile in pointers:
-        for plane in range(shape.planes):
-            place = builder.add(number, index(plane * shape.group_words))
-            words.append(load(builder, tile, builder.mul(place, index(LANES)), WORDS))
+    words = shape.words(builder, pointers, number)
     for nibble in range(WORD_TABLES):
         chosen = [lookup.nibbles(builder, each, nibble) for each in words]
         for row, begin in enumerate(table_offsets):

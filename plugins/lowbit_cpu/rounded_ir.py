@@ -75,6 +75,7 @@ def fill_rounded_group(
     target = builder.bitcast(tables, BYTE.as_pointer())
 
     def fill(offset: Value, _: list[Value]) -> list[Value]:
+        """Fill one table."""
         place = builder.add(begin, offset)
         table = subset_sums(builder, x, builder.mul(place, index(4)))
         rounded = intrinsic(builder, "llvm.rint.v16f32", FLOATS, [builder.fmul(table, factor)])
@@ -102,12 +103,10 @@ def rounded_word_product(
 ) -> list[Value]:
     """Emit 32 columns: two permutations for each tile, plane and activation row; sums are of 32-bit integers."""
     sums = list(sums)
-    halves = []
-    for tile in pointers:
-        for plane in range(shape.planes):
-            place = builder.add(number, index(plane * shape.group_words))
-            words = load(builder, tile, builder.mul(place, index(LANES)), WORDS)
-            halves.append([_table_indices(builder, each) for each in (words, builder.lshr(words, same_words(4)))])
+    halves = [
+        [_table_indices(builder, each) for each in (words, builder.lshr(words, same_words(4)))]
+        for words in shape.words(builder, pointers, number)
+    ]
     for row, begin in enumerate(table_offsets):
         for half in (0, 1):
             floats = builder.add(builder.mul(number, index(HALF_TABLE // 2)), index(half * HALF_TABLE // 4))

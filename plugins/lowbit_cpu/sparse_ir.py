@@ -77,6 +77,7 @@ def sparse_module(batched: bool) -> Any:
     first, last = share_bounds(builder, named[SparseArgument.ROWS], share, shares)
 
     def row(number: Value, _: list[Value]) -> list[Value]:
+        """Multiply by one row."""
         starts = named[SparseArgument.ROW_STARTS]
         begin = builder.sext(load(builder, starts, number, WORD), INDEX)
         end = builder.sext(load(builder, starts, builder.add(number, index(1)), WORD), INDEX)
@@ -127,6 +128,7 @@ def _single_row(
     builder: Builder, named: Named, number: Value, bounds: tuple[Value, Value], grid: tuple[Value, Value]
 ) -> None:
     def sixteen(entry: Value, sums: list[Value]) -> list[Value]:
+        """Take the next sixteen."""
         gathered = same_floats(0.0)
         for lane in range(LANES):
             column = _column(builder, named, builder.add(entry, index(lane)))
@@ -152,6 +154,7 @@ def _batched_row(
     stride = named[SparseArgument.X_STRIDE]
 
     def batch(each: Value, _: list[Value]) -> list[Value]:
+        """Multiply some rows of activations."""
         offset = builder.mul(each, index(LANES))
 
         def activations(entry: Value) -> Value:
@@ -159,6 +162,7 @@ def _batched_row(
             return load(builder, named[SparseArgument.X], place, FLOATS)
 
         def sixteen(entry: Value, sums: list[Value]) -> list[Value]:
+            """Take the next sixteen."""
             sums = list(sums)
             weights = _sixteen_weights(builder, named, entry, grid)
             for lane in range(LANES):

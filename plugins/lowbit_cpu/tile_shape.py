@@ -9,7 +9,7 @@ import torch
 from lowbit import RowTiles
 from lowbit_cpu.instruction_sets import InstructionSet
 from lowbit_cpu.lookup_ir import ENTRIES
-from lowbit_cpu.vector_ir import LANES, Builder, Value, index, load_scales
+from lowbit_cpu.vector_ir import LANES, WORDS, Builder, Value, index, load, load_scales
 
 WORD_TABLES = 8
 """Look-up tables that a 32-bit word needs, one each four columns."""
@@ -63,6 +63,11 @@ class TileShape:
     def rounded(self) -> bool:
         """Whether tables are rounded to eight bits."""
         return self.instruction_set is InstructionSet.AVX512_ROUNDED
+
+    def words(self, builder: Builder, tiles: list[Value], number: Value) -> list[Value]:
+        """Load word `number` of the sixteen rows, for each of several tiles and each plane."""
+        places = [builder.add(number, index(plane * self.group_words)) for plane in range(self.planes)]
+        return [load(builder, tile, builder.mul(place, index(LANES)), WORDS) for tile in tiles for place in places]
 
     def scales(self, builder: Builder, tile: Value, number: int) -> Value:
         """Load the scales of plane `number`; the offsets are numbered behind the last plane."""

@@ -14,7 +14,6 @@ from lowbit_dbllm.format import DualBinaryWeight
 from lowbit_dbllm.interleaved import InterleavedPacker, resolved_group_size
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-WORD_BITS = 32
 OLDEST_CAPABILITY = (8, 0)
 
 
@@ -76,8 +75,8 @@ def _refusal(workload: Workload) -> str | None:
     if workload.dtype not in DTYPES:
         return f"activations must be float16, bfloat16 or float32, not {workload.dtype}"
     size = resolved_group_size(workload.spec)
-    if size % WORD_BITS:
-        return f"groups must have a multiple of {WORD_BITS} columns, not {size}"
+    if size % RowTiles.word_bits:
+        return f"groups must have a multiple of {RowTiles.word_bits} columns, not {size}"
     if torch.cuda.is_available() and torch.cuda.get_device_capability(workload.device) < OLDEST_CAPABILITY:
         return "it needs compute capability 8.0 (Ampere) or newer"
     return None

@@ -35,7 +35,8 @@ def dual_binary_linear(
         plan: Configurations of the kernels as `write_plan` returns them; the defaults if empty.
     """
     weight = dense_weight(tiles, rows, columns, group_size, scale_dtype).to(x.dtype)
-    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 @dual_binary_linear.register_kernel("cuda")

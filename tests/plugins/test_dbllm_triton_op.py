@@ -166,3 +166,13 @@ def test_a_bound_product_is_right_on_a_gpu(
         limit = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
         error = (bound(x, None).double() - x.double() @ dense.T).abs()
         assert bool((error <= limit * x.double().norm(dim=1, keepdim=True) * dense.norm(dim=1)).all())
+
+
+def test_the_operator_computes_in_the_dtype_of_its_activations_under_autocast() -> None:
+    packed = InterleavedPacker().pack(random_weight(19, 100, 64))
+    x = torch.randn(4, 100)
+    expected = TritonDualBinary().linear(x, packed, None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = TritonDualBinary().linear(x, packed, None)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
