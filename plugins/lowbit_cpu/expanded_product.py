@@ -47,7 +47,7 @@ def expanded_pieces(tiles: RowTiles, instruction_set: InstructionSet | None = No
     scratch = torch.empty(height, piece_tiles * tiles.tile_rows, dtype=torch.float32, device="cpu")
     for start in range(0, count, piece_tiles):
         used = min(piece_tiles, count - start)
-        shares = shares_of(height * used * tiles.tile_rows, tiles.groups * used)
+        shares = shares_of(height * used * tiles.tile_rows, tiles.groups * used, torch.get_num_threads())
         addresses = (tiles.words.data_ptr(), scratch.data_ptr())
         THREADS.run(code, (*addresses, tiles.groups, start, used, scratch.shape[1]), shares)
         rows = slice(start * tiles.tile_rows, min((start + used) * tiles.tile_rows, tiles.rows))

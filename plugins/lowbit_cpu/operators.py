@@ -101,7 +101,7 @@ def _product(
     """Check the arguments and multiply; `multiply` takes activations [rows, columns] and contiguous tiles."""
     check_row_tiles_arguments(x, tiles.columns, tiles.words, expected)
     check_bias(x, bias, tiles.rows)
-    flat = x.reshape(x.shape[:-1].numel(), tiles.columns)
+    flat = x if x.ndim == 2 else x.reshape(x.numel() // tiles.columns, tiles.columns)
     if not flat.shape[0]:
         return x.new_empty(*x.shape[:-1], tiles.rows)
     if not tiles.words.is_contiguous():
@@ -217,6 +217,8 @@ def _compiled_on(x: Tensor) -> bool:
 
 
 def _shaped(result: Tensor, like: Tensor, width: int) -> Tensor:
+    if like.ndim == 2 and result.dtype == like.dtype and result.is_contiguous():
+        return result
     return result.to(like.dtype).contiguous().view(*like.shape[:-1], width)
 
 

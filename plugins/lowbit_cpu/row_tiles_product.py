@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
-from lowbit import RowTiles
+from lowbit import RowTiles, row_tiles_shape
 from lowbit_cpu.instruction_sets import InstructionSet, available_instruction_sets
 from lowbit_cpu.jit import CODES, CompiledCode
 from lowbit_cpu.threads import THREADS
@@ -21,15 +22,6 @@ BATCH_ROWS = 4
 SINGLE_TABLE_FLOATS = 1 << 15
 BATCH_TABLE_FLOATS = 1 << 14
 """Floats of tables that one thread works with at a time, so that they stay in its nearest caches."""
-
-
-def product_code(tiles: RowTiles, instruction_set: InstructionSet) -> CompiledCode:
-    """Return the machine code that multiplies by tiles of this shape."""
-    from lowbit_cpu.product_ir import product_module
-    from lowbit_cpu.tile_shape import TileShape
-
-    shape = TileShape.of(tiles, instruction_set)
-    return CODES.get(("product", shape), instruction_set, lambda: product_module(shape))
 
 
 @cache
@@ -57,31 +49,84 @@ def padded_activations(x: Tensor, tiles: RowTiles) -> Tensor:
         x = torch.nn.functional.pad(
             x.reshape(x.shape[0], tiles.groups, tiles.group_size), (0, width - tiles.group_size)
         )
-    return x.reshape(x.shape[0], tiles.groups * width).contiguous()
+        x = x.reshape(x.shape[0], tiles.groups * width)
+    return x.contiguous()
 
 
-def initial_result(x: Tensor, tiles: RowTiles, bias: Tensor | None) -> Tensor:
-    """Return float32 [rows, row tiles * 16] with the bias in every row, or zeros.
+def initial_result(x: Tensor, rows: int, width: int, bias: Tensor | None) -> Tensor:
+    """Return float32 [activation rows, width] with the bias in every row, and zeros where there is none.
 
     Args:
-        x: float32 [rows, ...]; the result has its dtype and device, whatever the defaults are.
-        tiles: What is multiplied by.
-        bias: [out] or `None`.
+        x: float32 [activation rows, ...]; the result has its dtype and device, whatever the defaults are.
+        rows: Rows of the matrix, at most `width`.
+        width: Rows of its tiles.
+        bias: [rows] or `None`.
     """
-    rows = x.shape[0]
-    width = tiles.words.shape[0] * tiles.tile_rows
     if bias is None:
-        return x.new_zeros(rows, width)
-    result = x.new_empty(rows, width)
-    result[:, : tiles.rows] = bias
-    if width > tiles.rows:
-        result[:, tiles.rows :] = 0
+        return x.new_zeros(x.shape[0], width)
+    result = x.new_empty(x.shape[0], width)
+    result[:, :rows] = bias
+    if width > rows:
+        result[:, rows:] = 0
     return result
 
 
-def shares_of(work: int, units: int) -> int:
-    """Return how many threads to use for `units` separable parts of some work."""
-    return 1 if work < SERIAL_WORK else max(1, min(torch.get_num_threads(), units))
+def shares_of(work: int, units: int, threads: int) -> int:
+    """Return how many of `threads` to use for `units` separable parts of some work."""
+    return 1 if work < SERIAL_WORK else max(1, min(threads, units))
+
+
+@dataclass(frozen=True)
+class LookupPlan:
+    """What a product's sizes decide, so that a call decides nothing.
+
+    Args:
+        code: Machine code.
+        width: Numbers of a row of activations, padding included.
+        result_width: Numbers of a row of the result, padding included.
+        scratch: Floats of tables of all threads.
+        shares: Threads.
+        sizes: Arguments of the code behind the addresses.
+    """
+
+    code: CompiledCode
+    width: int
+    result_width: int
+    scratch: int
+    shares: int
+    sizes: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def lookup_plan(
+    activation_rows: int,
+    threads: int,
+    instruction_set: InstructionSet,
+    rows: int,
+    columns: int,
+    group_size: int,
+    planes: int,
+    has_offsets: bool,
+    scale_dtype: torch.dtype,
+) -> LookupPlan:
+    """Return how to multiply so many rows of activations by row tiles of these sizes, and compile what it takes."""
+    from lowbit_cpu.product_ir import product_module
+    from lowbit_cpu.tile_shape import TileShape
+
+    tile_count, groups, _ = row_tiles_shape(rows, columns, group_size, planes, has_offsets, scale_dtype)
+    group_words = -(-group_size // RowTiles.word_bits)
+    shape = TileShape(planes, has_offsets, scale_dtype, group_words, instruction_set)
+    code = CODES.get(("product", shape), instruction_set, lambda: product_module(shape))
+    together = min(activation_rows, BATCH_ROWS)
+    budget = SINGLE_TABLE_FLOATS if together == 1 else BATCH_TABLE_FLOATS // together
+    block_groups = max(1, min(groups, budget // shape.group_tables))
+    stride = block_groups * shape.group_tables + -(-2 * block_groups // 16) * 16  # tables, sums, scales
+    shares = shares_of(rows * columns * activation_rows, tile_count, threads)
+    width = groups * group_words * RowTiles.word_bits
+    result_width = tile_count * RowTiles.tile_rows
+    share_stride = together * stride
+    sizes = (activation_rows, groups, tile_count, block_groups, width, result_width, stride, share_stride)
+    return LookupPlan(code, width, result_width, shares * share_stride, shares, sizes)
 
 
 def lookup_product(
@@ -98,36 +143,20 @@ def lookup_product(
     Returns:
         float32 [rows, out].
     """
-    code = product_code(tiles, instruction_set or default_instruction_set())
-    x = padded_activations(x, tiles)
-    rows, width = x.shape
-    result = initial_result(x, tiles, bias)
-    tile_count = tiles.words.shape[0]
-    group_tables = tiles.group_words * tiles.word_bits * 4
-    if instruction_set is InstructionSet.AVX512_ROUNDED:
-        group_tables //= 4
-    budget = SINGLE_TABLE_FLOATS if rows == 1 else BATCH_TABLE_FLOATS // min(rows, BATCH_ROWS)
-    block_groups = max(1, min(tiles.groups, budget // group_tables))
-    stride = block_groups * group_tables + -(-2 * block_groups // 16) * 16  # tables, sums, scales
-    shares = shares_of(tiles.rows * tiles.columns * rows, tile_count)
-    share_stride = min(rows, BATCH_ROWS) * stride
-    scratch = x.new_empty(shares * share_stride)
-    THREADS.run(
-        code,
-        (
-            tiles.words.data_ptr(),
-            x.data_ptr(),
-            result.data_ptr(),
-            scratch.data_ptr(),
-            rows,
-            tiles.groups,
-            tile_count,
-            block_groups,
-            width,
-            result.shape[1],
-            stride,
-            share_stride,
-        ),
-        shares,
+    plan = lookup_plan(
+        x.shape[0],
+        torch.get_num_threads(),
+        instruction_set or default_instruction_set(),
+        tiles.rows,
+        tiles.columns,
+        tiles.group_size,
+        tiles.planes,
+        tiles.has_offsets,
+        tiles.scale_dtype,
     )
-    return result[:, : tiles.rows]
+    x = x.float().contiguous() if plan.width == tiles.columns else padded_activations(x, tiles)
+    result = initial_result(x, tiles.rows, plan.result_width, bias)
+    scratch = x.new_empty(plan.scratch)
+    addresses = (tiles.words.data_ptr(), x.data_ptr(), result.data_ptr(), scratch.data_ptr())
+    THREADS.run(plan.code, (*addresses, *plan.sizes), plan.shares)
+    return result if plan.result_width == tiles.rows else result[:, : tiles.rows]

@@ -57,7 +57,7 @@ def sparse_product(x: Tensor, sparse: SparseCodes, instruction_set: InstructionS
         x,
         result,
     ]
-    shares = shares_of(len(sparse.codes) * width, out)
+    shares = shares_of(len(sparse.codes) * width, out, torch.get_num_threads())
     THREADS.run(code, (*(tensor.data_ptr() for tensor in kept), out, width, batches), shares)
     return result.T[:rows]
 

@@ -174,7 +174,7 @@ def test_results_do_not_depend_on_threads(team: Team, activations: int, monkeypa
     torch.set_num_threads(2)
     run = Threads.run
     monkeypatch.setattr(Threads, "run", lambda self, code, arguments, shares: run(self, code, arguments, shares, team))
-    assert shares_of(case.rows * case.columns, 65) == 2
+    assert shares_of(case.rows * case.columns, 65, 2) == 2
     assert torch.equal(lookup_product(case.x(), tiles, None), alone)
 
 
