@@ -1,9 +1,11 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and work that one process does while others wait."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +16,16 @@ from lowbit.errors import LowbitError
 if TYPE_CHECKING:
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY_SUFFIX = ".tmp"
+_POLL_SECONDS = 0.25
 
 
 def temporary_name(path: Path) -> Path:
-    """Return where a file is written before it is whole; processes that write the same file do not meet there."""
-    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    """Return where a file is written before it is whole; no two writers meet there, on one machine or several."""
+    # Containers on different machines often have the same process number.
+    return path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -101,6 +107,37 @@ def make_directory(path: Path) -> None:
         raise LowbitError(f"cannot make the directory {path}: {error}") from error
     if not os.access(path, os.W_OK):
         raise LowbitError(f"the directory {path} cannot be written; choose another with --output_path or -o")
+
+
+@contextmanager
+def one_at_a_time(lock: Path, work: str) -> Iterator[None]:
+    """Let one process in at a time; the others wait, and say so once.
+
+    The operating system frees the lock when its process ends, however it ends. The file itself stays behind, unless
+    what was to be done is done: then whoever was let in may remove it, as those who come later find nothing to do.
+
+    Args:
+        lock: The lock's file; its folder must be there.
+        work: What is done inside, for the message: `quantizing MODEL`.
+
+    Raises:
+        LowbitError: The place cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            logger.warning("waiting for another process that is %s (lock %s)", work, lock)
+            held.acquire(poll_interval=_POLL_SECONDS)
+    except OSError as error:
+        raise LowbitError(f"cannot lock {lock}: {error}") from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def _flush(path: Path) -> None:

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from lowbit.contracts import (
         CalibrationSource,
         DistillationLoss,
+        EvaluationStep,
         Kernel,
         Method,
         Packer,
         PublishedFile,
         QuantizedBlock,
+        QuantizedLayer,
         QuantizedWeight,
         TrainingStep,
         WeightQuantizer,
@@ -166,7 +170,21 @@ class ChoiceHooks:
 
 
 class EventHooks:
-    """What a plugin may observe. Progress bars, logs and trackers are plugins on these."""
+    """What a plugin may observe. Progress bars, logs and trackers are plugins on these.
+
+    An observer that raises an exception does not end a run of hours: the exception becomes a warning that names the
+    plugin, once a hook, and the run goes on. Interrupts (`KeyboardInterrupt`) pass.
+    """
+
+    @hookspec
+    def lowbit_tokens_generated(self, recipe: Mapping[str, Any], finished: int, batches: int) -> None:
+        """The parent wrote `finished` of `batches` batches of the tokens that weights are trained on.
+
+        Example:
+            @hookimpl
+            def lowbit_tokens_generated(recipe, finished, batches):
+                print(f"{recipe['method']}: {finished} of {batches} batches of training text")
+        """
 
     @hookspec
     def lowbit_run_started(self, recipe: Mapping[str, Any], blocks: int, finished: int) -> None:
@@ -176,6 +194,16 @@ class EventHooks:
             @hookimpl
             def lowbit_run_started(recipe, blocks, finished):
                 print(f"{recipe['method']}: {finished} of {blocks} blocks are done already")
+        """
+
+    @hookspec
+    def lowbit_layer_quantized(self, layer: QuantizedLayer) -> None:
+        """A weight was quantized; its block is not trained and not committed yet.
+
+        Example:
+            @hookimpl
+            def lowbit_layer_quantized(layer):
+                print(f"{layer.name}: {layer.seconds:.1f} s")
         """
 
     @hookspec
@@ -196,6 +224,50 @@ class EventHooks:
             @hookimpl
             def lowbit_distillation_step(step):
                 tracker.log({"loss": step.loss}, step=step.step)
+        """
+
+    @hookspec
+    def lowbit_checkpoint_finished(
+        self, recipe: Mapping[str, Any], checkpoint: Path, bits: Mapping[str, Any], cost: Mapping[str, float]
+    ) -> None:
+        """A checkpoint is whole: it was written, or the same command had written it before.
+
+        Example:
+            @hookimpl
+            def lowbit_checkpoint_finished(recipe, checkpoint, bits, cost):
+                print(f"{checkpoint}: {bits['quantized_bits']:.2f} bits a weight")
+        """
+
+    @hookspec
+    def lowbit_evaluation_started(self, recipe: Mapping[str, Any], role: str, tasks: Sequence[str]) -> None:
+        """A model is about to be evaluated; `role` is `parent`, `quantized` or, of `lowbit eval`, `evaluation`.
+
+        Example:
+            @hookimpl
+            def lowbit_evaluation_started(recipe, role, tasks):
+                print(f"{role} of {recipe['method']} on {', '.join(tasks)}")
+        """
+
+    @hookspec
+    def lowbit_evaluation_step(self, step: EvaluationStep) -> None:
+        """The evaluation answered another request, or ran another batch of windows.
+
+        Example:
+            @hookimpl
+            def lowbit_evaluation_step(step):
+                if step.done == step.total:
+                    print(f"all {step.total} {step.unit} of {', '.join(step.tasks)} are answered")
+        """
+
+    @hookspec
+    def lowbit_evaluation_finished(self, recipe: Mapping[str, Any], role: str, results: Mapping[str, Any]) -> None:
+        """A model was evaluated; `results` is lm-eval's result of it.
+
+        Example:
+            @hookimpl
+            def lowbit_evaluation_finished(recipe, role, results):
+                for task, metrics in results["results"].items():
+                    print(role, task, metrics)
         """
 
     @hookspec

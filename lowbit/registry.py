@@ -7,10 +7,12 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from lowbit.errors import LowbitError, UnknownNameError
-from lowbit.hookspecs import HOOK_GROUPS
+from lowbit.hookspecs import HOOK_GROUPS, EventHooks
 
 if TYPE_CHECKING:
     from lowbit.contracts import (
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "lowbit"
 PLUGINS_VARIABLE = "LOWBIT_PLUGINS"
+TRACE_VARIABLE = "LOWBIT_TRACE_PLUGINS"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,65 @@ class Registry:
             self._manager.add_hookspecs(group)
         self._sources: dict[str, PluginSource] = {}
         self._tables: dict[str, dict[str, Registered]] | None = None
+        self._complained: set[tuple[str, str]] = set()
         self.broken: list[BrokenPlugin] = []
 
     @property
     def hook(self) -> Any:
         """The callable hooks (`registry.hook.lowbit_diagnostics(quantized=...)`)."""
         return self._manager.hook
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Call an event hook of every plugin; one that raises an exception is a warning, and the others still hear.
+
+        An observer must not end a run of hours. Interrupts pass.
+
+        Args:
+            hook: Name of an event hook.
+            arguments: What it is told.
+        """
+        caller = getattr(self.hook, hook)
+        listening = dict.fromkeys(found.plugin_name for found in reversed(caller.get_hookimpls()))
+        for name in listening:
+            others = [self._manager.get_plugin(other) for other in listening if other != name]
+            try:
+                self._manager.subset_hook_caller(hook, others)(**arguments)
+            except Exception as error:
+                self._complain(name, hook, error)
+
+    def _complain(self, plugin: str, hook: str, error: Exception) -> None:
+        """Warn of an observer that failed; of the same one in the same hook once."""
+        level = logging.DEBUG if (plugin, hook) in self._complained else logging.WARNING
+        self._complained.add((plugin, hook))
+        text = "plugin %s failed in %s, and the run goes on without it there: %s: %s"
+        shown = self._sources.get(plugin, plugin)
+        logger.log(level, text, shown, hook, type(error).__name__, error, exc_info=level == logging.DEBUG)
+
+    @contextmanager
+    def observing(self, observer: object) -> Iterator[None]:
+        """Let an object hear events while the context is open.
+
+        An observer brings nothing that decides a result, so that it is not listed among the plugins of a run.
+
+        Args:
+            observer: Has methods that implement event hooks, marked `@hookimpl`.
+
+        Raises:
+            LowbitError: One of its hooks is misspelled or takes unknown arguments, or none is an event hook.
+        """
+        name = f"observer {type(observer).__name__} {id(observer):x}"
+        try:
+            self._manager.register(observer, name=name)
+            self._manager.check_pending()
+            _require_only_events(self._manager, observer)
+        except (pluggy.PluginValidationError, LowbitError) as error:
+            self._forget(observer)
+            reason = _hook_problem(error, self._hook_names()) if not isinstance(error, LowbitError) else str(error)
+            raise LowbitError(f"observer {type(observer).__name__}: {reason}") from error
+        try:
+            yield
+        finally:
+            self._forget(observer)
 
     @property
     def plugins(self) -> tuple[PluginSource, ...]:
@@ -294,6 +352,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"there is no {kind} named {name!r}; {hint}"
 
 
+def _require_only_events(manager: pluggy.PluginManager, observer: object) -> None:
+    for caller in manager.get_hookcallers(observer) or ():
+        if not hasattr(EventHooks, caller.name):
+            raise LowbitError(f"{caller.name} is no event; register the object as a plugin instead")
+
+
 def _hook_problem(error: pluggy.PluginValidationError, hooks: Iterable[str]) -> str:
     text = str(error)
     unknown = next((word.strip("'\"") for word in text.split() if word.strip("'\"").startswith("lowbit_")), "")
@@ -342,8 +406,13 @@ def _module_from_file(path: Path) -> ModuleType:
 
 @cache
 def registry() -> Registry:
-    """Return the process's registry, with installed plugins and those of `LOWBIT_PLUGINS` (comma-separated) loaded."""
+    """Return the process's registry, with installed plugins and those of `LOWBIT_PLUGINS` (comma-separated) loaded.
+
+    With `LOWBIT_TRACE_PLUGINS=1` every hook call is printed to stderr.
+    """
     made = Registry()
+    if os.environ.get(TRACE_VARIABLE, "0") not in ("", "0"):
+        made.trace()
     made.load_entry_points()
     for target in filter(None, (part.strip() for part in os.environ.get(PLUGINS_VARIABLE, "").split(","))):
         made.load(target)

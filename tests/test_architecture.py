@@ -36,6 +36,8 @@ ROOMS: dict[str, set[str]] = {
     "modeling": BASE | {"durable", "packing", "models", "hookspecs", "registry"},
     "evaluation": BASE | {"durable", "embedded", "recipe", "modeling", "hub"},
     "results": {"errors", "durable"},
+    "report": {"errors", "durable", "results"},
+    "scaffold": {"errors"},
     "pipeline": BASE
     | {
         "durable",
@@ -51,9 +53,12 @@ ROOMS: dict[str, set[str]] = {
         "packing",
     }
     | {"modeling", "evaluation", "results"},
+    "testing": BASE
+    | {"durable", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "distillation"}
+    | {"packing", "modeling", "results", "pipeline"},
     "cli": BASE
     | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "distillation"}
-    | {"packing", "modeling", "evaluation", "results", "pipeline"},
+    | {"packing", "modeling", "evaluation", "results", "report", "scaffold", "pipeline", "testing"},
     "transformers_hook": {"modeling"},
 }
 """What each room may import besides itself; an entry names only rooms above it."""

@@ -6,7 +6,7 @@ Run it with: lowbit bench --plugin docs/examples/sign_format.py --method packed-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from lowbit import (
@@ -18,6 +18,7 @@ from lowbit import (
     group_lengths,
     hookimpl,
     repeat_groups,
+    storable_dtype,
     to_groups,
 )
 
@@ -50,14 +51,14 @@ class PackedSignQuantizer(WeightQuantizer):
     class Config(BaseModel):
         """Options of the sign quantizer."""
 
-        group_size: int = 128
+        group_size: int = Field(128, ge=1, description="columns that share a scale")
 
     def quantize(self, weight, statistics, generator):
         """Quantize a matrix [out, in]."""
         size = self.config.group_size
         groups = to_groups(weight, size)  # [out, groups, size]; zeros fill a shorter last group
         scales = groups.abs().sum(-1) / group_lengths(weight.shape[1], size)  # [out, groups]
-        return SignWeight(weight >= 0, scales.half(), size)
+        return SignWeight(weight >= 0, scales.to(storable_dtype("float16", scales)), size)
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 Run it with: lowbit bench --plugin docs/examples/sign_quantizer.py --method sign
 """
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from lowbit import DenseWeight, Method, WeightQuantizer, from_groups, group_lengths, hookimpl, to_groups
 
@@ -16,7 +16,7 @@ class SignQuantizer(WeightQuantizer):
     class Config(BaseModel):
         """Options of the sign quantizer."""
 
-        group_size: int = 128
+        group_size: int = Field(128, ge=1, description="columns that share a scale")
 
     def quantize(self, weight, statistics, generator):
         """Quantize a matrix [out, in]."""

@@ -5,11 +5,17 @@ from __future__ import annotations
 import click
 
 from lowbit.cli.options import plugin_options
+from lowbit.cli.plugins_check import check
+from lowbit.cli.plugins_new import new
 
 
 @click.group("plugins")
 def command() -> None:
     """List plugins and describe what they bring."""
+
+
+command.add_command(check)
+command.add_command(new)
 
 
 @command.command("list")

@@ -3,6 +3,7 @@
 from lowbit.contracts.calibration import CalibrationSource, DataAccess
 from lowbit.contracts.distillation import DistillationBatch, DistillationLoss, TokenLoss
 from lowbit.contracts.engine import ActivationWriter, BlockStore, LayerReport, QuantizedBlock, RunEvents, Stream
+from lowbit.contracts.events import EvaluationStep, QuantizedLayer
 from lowbit.contracts.fidelity import FidelityConfig
 from lowbit.contracts.fields import Bits, Codes, Field, FormatSpec, Indices, Scales, declared_fields
 from lowbit.contracts.formats import DenseWeight, QuantizedWeight
@@ -38,6 +39,7 @@ __all__ = [
     "DistillationBatch",
     "DistillationLoss",
     "DistillationSettings",
+    "EvaluationStep",
     "FidelityConfig",
     "Field",
     "FormatSpec",
@@ -59,6 +61,7 @@ __all__ = [
     "PublishedProtocol",
     "PublishedResults",
     "QuantizedBlock",
+    "QuantizedLayer",
     "QuantizedWeight",
     "ReconstructionSettings",
     "RowTiles",

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from lowbit.contracts.events import QuantizedLayer
 from lowbit.contracts.formats import QuantizedWeight
 from lowbit.contracts.training import TrainingStep
 
@@ -101,6 +102,12 @@ class RunEvents(Protocol):
 
     def run_started(self, blocks: int, finished: int) -> None:
         """A run of `blocks` decoder blocks starts, of which `finished` were committed before."""
+
+    def tokens_generated(self, finished: int, batches: int) -> None:
+        """So many of the batches of training tokens that the parent writes itself are there."""
+
+    def layer_quantized(self, layer: QuantizedLayer) -> None:
+        """A weight of a block was quantized; training and storing of the block are still to come."""
 
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         """A block was committed."""

@@ -52,10 +52,14 @@ class Kernel(ABC):
     A model binds every packed layer to a kernel once, through `bind`. A kernel with nothing to prepare writes `linear`
     alone; one that compiles or rearranges writes `bind`. An exception in `bind` makes lowbit warn and take the next
     kernel.
+
+    `tolerance` is the largest error of a product in float32, as a share of |row| |x|; a kernel that is approximate on
+    purpose declares a larger one.
     """
 
     name: ClassVar[str]
     priority: ClassVar[int] = 0
+    tolerance: ClassVar[float] = 1e-5
 
     @abstractmethod
     def supports(self, workload: Workload) -> Support:

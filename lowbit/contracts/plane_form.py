@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BitPlanes:
-    """W[r, j] = c[j] * (sum over p of scales[p, r, g(j)] * planes[p][r, j] + offsets[r, g(j)]).
+    """`W[r, j] = c[j] * (sum over p of scales[p, r, g(j)] * planes[p][r, j] + offsets[r, g(j)])`.
 
     Args:
         planes: One to three bool tensors [out, columns].

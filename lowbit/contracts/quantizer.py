@@ -21,11 +21,15 @@ class WeightQuantizer(ABC):
     it wants statistics of the layer's inputs; where that depends on its options, it sets `needs` as it is made. One
     that declares none runs without any forward pass of the model.
 
+    Which formats it makes is found out by quantizing small random matrices. One that chooses among several by the
+    weights' values names them in `formats`, as such matrices may not show them all.
+
     One whose weights can be trained overrides `parametrize` and `freeze` as well.
     """
 
     name: ClassVar[str]
     needs: StatisticsNeed = StatisticsNeed.NONE
+    formats: tuple[str, ...] = ()
 
     class Config(BaseModel):
         """Options of the quantizer; a subclass declares its own."""

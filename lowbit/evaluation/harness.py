@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy
@@ -17,6 +17,7 @@ from lm_eval.evaluator import evaluate as evaluate_tasks
 from lm_eval.loggers.utils import add_env_info, add_tokenizer_info
 from lm_eval.utils import handle_non_serializable, hash_string, sanitize_model_name, set_torch_seed
 
+from lowbit.contracts import EvaluationStep
 from lowbit.errors import LowbitError
 from lowbit.evaluation.language_model import EvaluatedModel, weights_hash
 from lowbit.evaluation.perplexity import evaluate_perplexity
@@ -35,6 +36,7 @@ def evaluate(
     model_name: str,
     num_parameters: int | None = None,
     model_sha: str = "",
+    on_step: Callable[[EvaluationStep], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on prepared tasks; the same tasks may be given again for the next model.
 
@@ -46,6 +48,7 @@ def evaluate(
         model_name: The name under which the result is filed: a path or a hub id.
         num_parameters: The number of weights that the model stands for, where its tensors are packed.
         model_sha: What identifies the model's weights.
+        on_step: Hears how many requests are answered, in place of the harness's own progress bars.
 
     Returns:
         The harness's result, with the token perplexities among its tasks; nothing but what JSON can hold.
@@ -57,13 +60,15 @@ def evaluate(
     if settings.device is not None and model.device.type != settings.device.partition(":")[0]:
         model.to(settings.device)
     _set_seeds(settings)
-    language_model = EvaluatedModel(model, tokenizer, settings, num_parameters=num_parameters, model_sha=model_sha)
+    language_model = EvaluatedModel(
+        model, tokenizer, settings, num_parameters=num_parameters, model_sha=model_sha, on_step=on_step
+    )
     results = _empty_result()
     with prepared.data_access():
         if prepared.tasks:
             _merge(results, _run_harness(language_model, prepared, settings, model_name))
     for task in prepared.perplexities:
-        _merge(results, evaluate_perplexity(model, tokenizer, task, settings))
+        _merge(results, evaluate_perplexity(model, tokenizer, task, settings, on_step))
     for section in ("configs", "versions", "n-shot", "higher_is_better"):
         results[section] = dict(sorted(results[section].items()))
     results["config"] = _describe_run(language_model, settings, model_name)

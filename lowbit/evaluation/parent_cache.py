@@ -6,14 +6,15 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm_eval.utils import handle_non_serializable
 
-from lowbit.durable import write_text
+from lowbit.durable import TEMPORARY_SUFFIX, make_directory, one_at_a_time, write_text
 from lowbit.evaluation.prepare import PreparedTasks, documents_of
 from lowbit.recipe.evaluation import EvaluationSettings
 
@@ -80,6 +81,25 @@ class ParentCache:
     def path(self, key: str) -> Path:
         """The file of a result."""
         return self.folder / f"{key}.json"
+
+    @contextmanager
+    def alone(self, key: str, name: str) -> Iterator[None]:
+        """Keep other processes from evaluating the same parent; they wait, and find the result afterwards.
+
+        Args:
+            key: The result's key.
+            name: What the parent is called, for the message to those who wait.
+
+        Raises:
+            LowbitError: The folder cannot be written.
+        """
+        make_directory(self.folder)
+        lock = self.folder / f"{key}.lock"
+        with one_at_a_time(lock, f"evaluating the parent {name}"):
+            for leftover in self.folder.glob(f"{key}.*{TEMPORARY_SUFFIX}"):
+                leftover.unlink(missing_ok=True)
+            yield
+            lock.unlink(missing_ok=True)  # Only where the result is kept: nobody evaluates it any more.
 
     def load(self, key: str) -> dict[str, Any] | None:
         """The result kept under a key; None when there is none, or when its file is damaged (with a warning)."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from lowbit.contracts import EvaluationStep
 from lowbit.errors import LowbitError
 from lowbit.evaluation.corpora import PerplexityTask
 from lowbit.recipe.evaluation import EvaluationSettings
@@ -56,13 +57,19 @@ def cut_windows(
 
 
 @torch.inference_mode()
-def window_losses(model: Any, windows: torch.Tensor, batch_size: int | str = 16) -> torch.Tensor:
+def window_losses(
+    model: Any,
+    windows: torch.Tensor,
+    batch_size: int | str = 16,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> torch.Tensor:
     """Mean negative log-likelihood of each window's tokens but the first, in nats.
 
     Args:
         model: A causal language model.
         windows: Token ids, int64 [windows, context_length].
         batch_size: Windows run together at most; less when the logits would take too much memory.
+        on_done: Hears after each batch how many windows are done.
 
     Returns:
         float64 [windows].
@@ -81,12 +88,17 @@ def window_losses(model: Any, windows: torch.Tensor, batch_size: int | str = 16)
             # One window at a time, so that no second copy of the batch in float32 is made.
             token_losses = functional.cross_entropy(window_logits.float(), targets, reduction="none")
             losses.append(token_losses.double().mean().cpu())
+        on_done(len(losses))
     model.train(training)
     return torch.stack(losses)
 
 
 def evaluate_perplexity(
-    model: Any, tokenizer: Any, task: PerplexityTask, settings: EvaluationSettings
+    model: Any,
+    tokenizer: Any,
+    task: PerplexityTask,
+    settings: EvaluationSettings,
+    on_step: Callable[[EvaluationStep], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate one token perplexity.
 
@@ -95,6 +107,7 @@ def evaluate_perplexity(
         tokenizer: Its tokenizer.
         task: The text and the context length.
         settings: Of these `batch_size`, `limit` and `samples` (in windows), `add_bos_token` and `log_samples` matter.
+        on_step: Hears how many windows are done.
 
     Returns:
         The sections of a result in the harness's layout, each with the one key `NAME@LENGTH`.
@@ -104,8 +117,15 @@ def evaluate_perplexity(
     """
     context_length = task.resolve_context_length(model.config)
     windows = cut_windows(task, tokenizer, context_length, settings.add_bos_token)
-    chosen = _chosen_windows(task, f"{task.base_name}@{context_length}", len(windows), settings)
-    losses = window_losses(model, windows[chosen], settings.batch_size)
+    key = f"{task.base_name}@{context_length}"
+    chosen = _chosen_windows(task, key, len(windows), settings)
+
+    def announce(done: int) -> None:
+        if on_step is not None:
+            on_step(EvaluationStep((key,), "windows", done, len(chosen)))
+
+    announce(0)
+    losses = window_losses(model, windows[chosen], settings.batch_size, announce)
     perplexity = math.exp(min(losses.mean().item(), 709.0))
     # The standard error of the mean of windows, carried through the exponential to first order.
     count = len(losses)

@@ -28,7 +28,7 @@ class Journal:
     """A `BlockStore` in a directory beside the checkpoint that is being made.
 
     A block is committed by one rename; what its commit makes superfluous is removed afterwards, and again at the next
-    start if the process died in between.
+    start if the process died in between. One process writes in it: whoever opens it holds the checkpoint's lock.
 
     Args:
         path: The journal's directory.

@@ -18,16 +18,17 @@ from lowbit.errors import LowbitError
 from lowbit.evaluation.chance import chance_levels
 from lowbit.evaluation.corpora import model_positions
 from lowbit.evaluation.fit import check_documents_fit, check_perplexity_windows
-from lowbit.evaluation.harness import evaluate
 from lowbit.evaluation.parent_cache import ParentCache, cache_key, document_hashes
 from lowbit.evaluation.prepare import PreparedTasks, prepare_tasks
 from lowbit.modeling.parent_bits import parent_bits
 from lowbit.models.checkpoint import model_hash
 from lowbit.models.streamed import read_config
 from lowbit.pipeline.backends import dense_with_difference, probe_tokens
+from lowbit.pipeline.composition_check import require_composition
 from lowbit.pipeline.domains import in_domain_tasks
 from lowbit.pipeline.identity import package_versions, plugin_versions
 from lowbit.pipeline.load import load, load_tokenizer, resolve_dtype
+from lowbit.pipeline.observed_evaluation import observed_evaluation
 from lowbit.pipeline.prepare import Preparation, model_folder, prepare
 from lowbit.pipeline.quantize import (
     HookEvents,
@@ -114,6 +115,8 @@ def bench(recipes: Sequence[Recipe], options: BenchOptions) -> Iterator[Row]:
     Raises:
         LowbitError: A model, a task, a data set or a recipe does not hold up.
     """
+    for recipe in recipes:
+        require_composition(recipe, registry())
     results_folder = options.output_path.parent if options.output_path.suffix == ".json" else options.output_path
     make_directory(results_folder)
     require_device(options.device)
@@ -174,16 +177,19 @@ def _evaluate_parent(recipe: Recipe, tasks: PreparedTasks, options: BenchOptions
     cache = ParentCache(folder / PARENTS)
     dtype = resolve_dtype(path, recipe.model.dtype, options.device)
     key = cache_key(sha256, tasks, recipe.eval, f"{dtype} on {options.device}")
-    results = None if options.refresh_parent else cache.load(key)
     name = _model_name(recipe)
-    cached = results is not None
-    if results is None:
-        options.announce(f"evaluating the parent {name} (dtype {dtype})")
-        model = load(path, "dense", recipe.model.dtype, options.device, recipe.model.trust_remote_code)
-        tokenizer = load_tokenizer(path, recipe.model.trust_remote_code)
-        results = evaluate(model, tokenizer, tasks, recipe.eval, model_name=str(path), model_sha=sha256)
-        del model
-        cache.save(key, results)
+    with cache.alone(key, name):
+        results = None if options.refresh_parent else cache.load(key)
+        cached = results is not None
+        if results is None:
+            options.announce(f"evaluating the parent {name} (dtype {dtype})")
+            model = load(path, "dense", recipe.model.dtype, options.device, recipe.model.trust_remote_code)
+            tokenizer = load_tokenizer(path, recipe.model.trust_remote_code)
+            results = observed_evaluation(
+                recipe, "parent", model, tokenizer, tasks, model_name=str(path), model_sha=sha256
+            )
+            del model
+            cache.save(key, results)
     parent = _Parent(
         name, path, sha256, results, chance_levels(tasks, recipe.eval), document_hashes(tasks, recipe.eval)
     )
@@ -232,7 +238,7 @@ def _run_method(
         with failure_reported(recipe):
             results, record = _evaluate_checkpoint(recipe, outcome, parent, tasks, options)
             write_result(options.output_path, f"{parent.name}__{recipe.method}", results, record, datetime.now(UTC))
-        registry().hook.lowbit_run_finished(result=record)
+        registry().notify("lowbit_run_finished", result=record)
     except LowbitError as error:
         if outcome is None and several_processes():
             raise  # The other processes stopped midway, too, and wait for nothing that could still come.
@@ -275,11 +281,12 @@ def _evaluate_checkpoint(
     speed = _speeds(recipe, outcome.checkpoint, model, tokens, options) if options.speed else None
     tokenizer = load_tokenizer(outcome.checkpoint, recipe.model.trust_remote_code)
     sha256 = model_hash(outcome.checkpoint)
-    results = evaluate(
+    results = observed_evaluation(
+        recipe,
+        "quantized",
         model,
         tokenizer,
         tasks,
-        recipe.eval,
         model_name=str(outcome.checkpoint),
         num_parameters=outcome.bits.parameters,
         model_sha=sha256,

@@ -10,6 +10,7 @@ import torch
 from lowbit.contracts import LayerStatistics, StatisticsNeed, WeightQuantizer
 from lowbit.modeling.layouts import layout_of, packer_for
 from lowbit.models.streamed import StreamedModel
+from lowbit.pipeline.composition_check import require_composition
 from lowbit.pipeline.prepare import calibration_request, model_folder
 from lowbit.pipeline.targets import plan_for
 from lowbit.pipeline.training_forecast import forecast_training
@@ -51,8 +52,9 @@ def forecast(recipe: Recipe, device: str = "cpu") -> Forecast:
     """Forecast memory, disk and coverage of a recipe's quantization.
 
     Raises:
-        LowbitError: The model or a rule does not hold up.
+        LowbitError: The parts of the recipe do not go together, or the model or a rule does not hold up.
     """
+    require_composition(recipe, registry())
     source = StreamedModel(model_folder(recipe), recipe.model.trust_remote_code, device)
     plan = plan_for(recipe, source.decoder, registry())
     rates = _rates(recipe, plan)

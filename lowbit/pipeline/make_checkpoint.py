@@ -50,7 +50,7 @@ def make_checkpoint(
     started = time.monotonic()
     processes = make_accelerator(device) if recipe.distillation is not None or several_processes() else None
     with PeakMemory() as memory:
-        tokens = _tokens(recipe, ready, output, device) if is_main_process() else None
+        tokens = _tokens(recipe, ready, output, device, events) if is_main_process() else None
         seen = None if tokens is None else _seen_by_blocks(recipe, tokens)
         journal = Journal(journal_path(output), recipe.packer.name, 0 if seen is None else len(seen))
         earlier = 0.0
@@ -66,7 +66,7 @@ def make_checkpoint(
                 processes.wait_for_everyone()
             finished = journal
             if recipe.distillation is not None and processes is not None:
-                tokens = tokens or _tokens(recipe, ready, output, device)
+                tokens = tokens or _tokens(recipe, ready, output, device, events)
                 assert tokens is not None
                 finished = distill(
                     recipe, ready.folder, ready.plan, journal, tokens.tokens, processes, events, diagnose
@@ -91,12 +91,17 @@ def _seen_by_blocks(recipe: Recipe, tokens: CalibrationTokens) -> Tensor:
     return tokens.tokens[:most]
 
 
-def _tokens(recipe: Recipe, ready: Preparation, output: Path, device: str) -> CalibrationTokens | None:
+def _tokens(
+    recipe: Recipe, ready: Preparation, output: Path, device: str, events: RunEvents
+) -> CalibrationTokens | None:
     """Return the tokens that the run sees: those of training, if it trains."""
     if not recipe.trains:
         return ready.calibration
     length = training_length(recipe, ready.source)
-    return training_tokens(recipe, ready.folder, ready.calibration, length, device, output.parent / GENERATED)
+    store = output.parent / GENERATED
+    return training_tokens(
+        recipe, ready.folder, ready.calibration, length, device, store, events.tokens_generated
+    )
 
 
 def _write(

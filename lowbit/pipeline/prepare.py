@@ -18,7 +18,9 @@ from lowbit.embedded import calibration_path, model_path
 from lowbit.errors import LowbitError
 from lowbit.evaluation.corpora import DEFAULT_CONTEXT_LENGTH, model_positions
 from lowbit.models.checkpoint import find_model_folder
-from lowbit.models.streamed import StreamedModel
+from lowbit.models.streamed import StreamedModel, build_skeleton, read_config
+from lowbit.models.structure import find_decoder
+from lowbit.pipeline.composition_check import require_composition
 from lowbit.pipeline.identity import calibration_record, run_signature
 from lowbit.pipeline.load import load_tokenizer
 from lowbit.pipeline.resources import require_device
@@ -54,20 +56,31 @@ def prepare(recipe: Recipe, device: str = "cpu") -> Preparation:
     """Build the model's structure, the plan and the calibration tokens.
 
     Raises:
-        LowbitError: The model, a rule or the calibration does not hold up.
+        LowbitError: The parts of the recipe do not go together, or the model, a rule or the calibration does not hold
+            up.
     """
     if recipe.quantizer is None:
         raise LowbitError(f"method {recipe.method!r} quantizes nothing; it can be benched, but not saved")
+    require_composition(recipe, registry())
     require_device(device)
     folder = model_folder(recipe)
+    if recipe.trains and recipe.rules:
+        _require_trainable_layers(recipe, folder)
     source = StreamedModel(folder, recipe.model.trust_remote_code, device)
     plan = plan_for(recipe, source.decoder, registry())
-    tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
     require_trainable_plan(recipe, plan)
+    tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
     tokens = calibration_tokens(recipe, source, tokenizer) if _needs_calibration(recipe, plan) else None
     record = calibration_record(tokens, recipe.seed)
     signature = run_signature(recipe, source.checkpoint.sha256(), record, registry())
     return Preparation(folder, source, plan, tokens, signature)
+
+
+def _require_trainable_layers(recipe: Recipe, folder: Path) -> None:
+    """Check from the model's structure alone that rules give every layer a quantizer that offers training."""
+    trusted = recipe.model.trust_remote_code
+    decoder = find_decoder(build_skeleton(read_config(folder, trusted), trusted))
+    require_trainable_plan(recipe, plan_for(recipe, decoder, registry()))
 
 
 def _needs_calibration(recipe: Recipe, plan: QuantizationPlan) -> bool:

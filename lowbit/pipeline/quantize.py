@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowbit.contracts import QuantizedBlock, RunEvents, TrainingStep
-from lowbit.distillation.processes import is_main_process
-from lowbit.durable import make_directory, write_json
+from lowbit.contracts import QuantizedBlock, QuantizedLayer, RunEvents, TrainingStep
+from lowbit.distillation.processes import from_main_process, is_main_process, make_accelerator, several_processes
+from lowbit.durable import make_directory, one_at_a_time, write_json
 from lowbit.errors import LowbitError
 from lowbit.modeling.bits_report import BitsReport
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE
@@ -52,7 +52,8 @@ def quantize_to(
 ) -> QuantizationOutcome:
     """Quantize a model into a checkpoint folder, continuing an interrupted run of the same command.
 
-    Of several processes all must call this; only the main one writes and is heard by observers.
+    Of several processes of one run all must call this; only the main one writes and is heard by observers. Several
+    runs that make the same checkpoint take turns: the first one makes it, and the others wait and find it.
 
     Args:
         recipe: What to do.
@@ -68,13 +69,60 @@ def quantize_to(
         require_writable(output)
         events = events if is_main_process() else NoEvents()
         ready = ready or prepare(recipe, device)
-        if not is_finished(output, ready.signature):
-            cost = make_checkpoint(recipe, ready, output, events, device)
+        with _alone(recipe, output):
+            if not _is_finished_for_all(output, ready.signature, device):
+                cost = make_checkpoint(recipe, ready, output, events, device)
+                if is_main_process():
+                    write_json(cost_path(output), cost)
             if is_main_process():
-                write_json(cost_path(output), cost)
+                Journal(journal_path(output), recipe.packer.name, 0).remove()
+            outcome = read_outcome(output)
         if is_main_process():
-            Journal(journal_path(output), recipe.packer.name, 0).remove()
-        return read_outcome(output)
+            _tell_finished(recipe, outcome)
+        return outcome
+
+
+def _tell_finished(recipe: Recipe, outcome: QuantizationOutcome) -> None:
+    """Tell plugins of a finished checkpoint."""
+    registry().notify(
+        "lowbit_checkpoint_finished",
+        recipe=recipe.to_dict(),
+        checkpoint=outcome.checkpoint,
+        bits=outcome.bits.model_dump(),
+        cost=outcome.cost,
+    )
+
+
+@contextmanager
+def _alone(recipe: Recipe, output: Path) -> Iterator[None]:
+    """Keep other runs out of a checkpoint and its journal; the main process does so for all of this run's."""
+    if not is_main_process():
+        yield
+        return
+    lock = lock_path(output)
+    with one_at_a_time(lock, f"making {output.name} by {recipe.method}"):
+        try:
+            yield
+        finally:
+            if (output / PROVENANCE_FILE).is_file():  # Nobody works in it any more.
+                lock.unlink(missing_ok=True)
+
+
+def _is_finished_for_all(output: Path, signature: dict[str, Any], device: str) -> bool:
+    """Say whether a checkpoint is there; processes of one run hear it from the one that held the lock."""
+    if not several_processes():
+        return is_finished(output, signature)
+    make_accelerator(device)
+    answer: tuple[bool, str | None] = (False, None)
+    if is_main_process():
+        try:
+            answer = (is_finished(output, signature), None)
+        except LowbitError as error:
+            answer = (False, str(error))
+    finished, refusal = from_main_process(answer)
+    if refusal is not None:
+        raise LowbitError(refusal)
+    return bool(finished)
 
 
 @contextmanager
@@ -83,13 +131,18 @@ def failure_reported(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        registry().hook.lowbit_run_failed(recipe=recipe.to_dict(), error=error)
+        registry().notify("lowbit_run_failed", recipe=recipe.to_dict(), error=error)
         raise
 
 
 def cost_path(output: Path) -> Path:
     """Return where seconds and memory of a checkpoint's making are kept, outside its folder."""
     return output.with_name(output.name + ".cost.json")
+
+
+def lock_path(output: Path) -> Path:
+    """Return the lock of a checkpoint and its journal, which lies beside them until the checkpoint is finished."""
+    return output.with_name(output.name + ".lock")
 
 
 def require_writable(output: Path) -> None:
@@ -145,15 +198,23 @@ class HookEvents:
 
     def run_started(self, blocks: int, finished: int) -> None:
         """Pass on that a run starts."""
-        registry().hook.lowbit_run_started(recipe=self._recipe, blocks=blocks, finished=finished)
+        registry().notify("lowbit_run_started", recipe=self._recipe, blocks=blocks, finished=finished)
+
+    def tokens_generated(self, finished: int, batches: int) -> None:
+        """Pass on that the parent wrote another batch of training tokens."""
+        registry().notify("lowbit_tokens_generated", recipe=self._recipe, finished=finished, batches=batches)
+
+    def layer_quantized(self, layer: QuantizedLayer) -> None:
+        """Pass on that a weight was quantized."""
+        registry().notify("lowbit_layer_quantized", layer=layer)
 
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         """Pass on that a block was committed."""
-        registry().hook.lowbit_block_quantized(block=block, blocks=blocks)
+        registry().notify("lowbit_block_quantized", block=block, blocks=blocks)
 
     def training_step(self, step: TrainingStep) -> None:
         """Pass on that an optimizer step was taken."""
-        registry().hook.lowbit_distillation_step(step=step)
+        registry().notify("lowbit_distillation_step", step=step)
 
     def run_ended(self) -> None:
         """Do nothing; plugins hear of the end through `lowbit_run_finished` and `lowbit_run_failed`."""
@@ -163,6 +224,12 @@ class NoEvents:
     """Tells nobody anything: what the processes beside the main one observe."""
 
     def run_started(self, blocks: int, finished: int) -> None:
+        """Do nothing."""
+
+    def tokens_generated(self, finished: int, batches: int) -> None:
+        """Do nothing."""
+
+    def layer_quantized(self, layer: QuantizedLayer) -> None:
         """Do nothing."""
 
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:

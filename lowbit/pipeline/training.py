@@ -54,7 +54,13 @@ def training_source(recipe: Recipe) -> str:
 
 
 def training_tokens(
-    recipe: Recipe, parent: Path, calibration: CalibrationTokens | None, length: int, device: str, store: Path
+    recipe: Recipe,
+    parent: Path,
+    calibration: CalibrationTokens | None,
+    length: int,
+    device: str,
+    store: Path,
+    announce: Callable[[int, int], None] = lambda finished, batches: None,
 ) -> CalibrationTokens:
     """Return the tokens that weights are trained on: calibration tokens, generated ones, or both in random order.
 
@@ -65,6 +71,7 @@ def training_tokens(
         length: Tokens a sequence; calibration sequences are cut into such pieces.
         device: Where the model generates.
         store: Where generated tokens are kept.
+        announce: Hears how many batches are generated, and of how many.
     """
     settings, source = recipe.training_data, training_source(recipe)
     if calibration is not None:
@@ -79,7 +86,7 @@ def training_tokens(
         recipe.seed,
         device,
         store,
-        lambda done, batches: None,
+        announce,
         trust_remote_code=recipe.model.trust_remote_code,
     )
     if source == "generated":

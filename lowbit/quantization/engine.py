@@ -19,6 +19,7 @@ from lowbit.contracts import (
     LayerReport,
     LayerStatistics,
     QuantizedBlock,
+    QuantizedLayer,
     QuantizedWeight,
     RunEvents,
     StatisticsNeed,
@@ -123,7 +124,7 @@ class Engine:
                 for hidden in self.store.activations(index):
                     with observer.watching():
                         calls[index].run(block, hidden)
-            made = {target.name: self._quantize_target(target, observer) for target in targets}
+            made = self._quantize_targets(index, targets, observer)
             trained = self._train(index, block, calls, targets, made)
             weights = {name: quantized for name, (quantized, _) in made.items()} | dict(trained.weights)
             reports = [
@@ -184,6 +185,18 @@ class Engine:
         with self.store.write_activations(index + 1) as writer:
             for hidden in self.store.activations(index):
                 writer.append(call.run(block, hidden))
+
+    def _quantize_targets(
+        self, index: int, targets: Sequence[WeightTarget], observer: BlockObserver
+    ) -> dict[str, tuple[QuantizedWeight, tuple[str, ...]]]:
+        """Quantize a block's weights one after the other, and tell of each."""
+        made = {}
+        for number, target in enumerate(targets, 1):
+            started = time.monotonic()
+            made[target.name] = self._quantize_target(target, observer)
+            seconds = time.monotonic() - started
+            self.events.layer_quantized(QuantizedLayer(target.name, index, number, len(targets), seconds))
+        return made
 
     def _quantize_target(
         self, target: WeightTarget, observer: BlockObserver

@@ -1,4 +1,10 @@
-"""Writes a result the way lm-eval does: one file a run, never overwritten, samples beside it."""
+"""Writes a result the way lm-eval does: one file a run, never overwritten, samples beside it.
+
+Any number of processes on any number of machines may write to one directory. A file is written whole under a temporary
+name and gets its own by a hard link, which fails where the name is taken; then the run takes the next microsecond. The
+samples come first and the result last, so that a result that is there is complete, and what a killed run leaves is
+never taken for one.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +12,18 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
-from datetime import datetime
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lowbit.durable import temporary_name
+from lowbit.durable import TEMPORARY_SUFFIX, temporary_name
 from lowbit.errors import LowbitError
 
 LOWBIT_KEY = "lowbit"
+_STALE_SECONDS = 24 * 3600
+_ATTEMPTS = 1000
 
 
 def result_folder(output_path: Path, model_name: str) -> Path:
@@ -27,6 +36,11 @@ def sanitize(name: str) -> str:
     return re.sub(r"[\"<>:/\|\\?\*\[\]]+", "__", name)
 
 
+def samples_name(task: str, date: str) -> str:
+    """Return the name of a task's file of logged samples, the way lm-eval forms it."""
+    return f"samples_{sanitize(task)}_{date}.jsonl"
+
+
 def write_result(
     output_path: Path, model_name: str, harness: Mapping[str, Any], lowbit: Mapping[str, Any], moment: datetime
 ) -> Path:
@@ -37,7 +51,7 @@ def write_result(
         model_name: What the folder is named after.
         harness: lm-eval's result, with or without samples.
         lowbit: Everything lowbit adds.
-        moment: When the run ended; part of the file's name.
+        moment: When the run ended; part of the file's name, or, where another run has that name, a moment just after.
 
     Returns:
         The result's file.
@@ -45,21 +59,26 @@ def write_result(
     Raises:
         LowbitError: The file cannot be written.
     """
-    date = moment.isoformat().replace(":", "-")
     if output_path.suffix == ".json":
-        folder, name = output_path.parent, f"{output_path.stem}_{date}.json"
+        folder, stem = output_path.parent, output_path.stem
     else:
-        folder, name = result_folder(output_path, model_name), f"results_{date}.json"
+        folder, stem = result_folder(output_path, model_name), "results"
     content = {key: value for key, value in harness.items() if key != "samples"}
     text = json.dumps({**content, LOWBIT_KEY: finite(lowbit)}, indent=2, ensure_ascii=False, default=str) + "\n"
+    written: list[tuple[str | None, Path]] = []  # A task and its samples; None and the result, which is the last.
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder)
         for task, samples in harness.get("samples", {}).items():
-            lines = "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
-            _write_new(folder / f"samples_{sanitize(task)}_{date}.jsonl", lines)
-        return _write_new(folder / name, text)
+            lines = (json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
+            written.append((task, _write_temporary(folder / f"samples_{sanitize(task)}.jsonl", lines)))
+        written.append((None, _write_temporary(folder / f"{stem}.json", [text])))
+        return _publish_together(folder, stem, written, moment)
     except OSError as error:
         raise LowbitError(f"the result cannot be written to {folder}: {error}") from error
+    finally:
+        for _, temporary in written:
+            temporary.unlink(missing_ok=True)
 
 
 def finite(value: Any) -> Any:
@@ -73,26 +92,76 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _write_new(path: Path, text: str) -> Path:
+def _write_temporary(path: Path, lines: Iterable[str]) -> Path:
     temporary = temporary_name(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
-        _publish(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-    return path
+        raise
+    return temporary
+
+
+def _publish_together(folder: Path, stem: str, written: list[tuple[str | None, Path]], moment: datetime) -> Path:
+    """Give the files of one run names with one date that no other run has, the result's last."""
+    for attempt in range(_ATTEMPTS):
+        date = (moment + timedelta(microseconds=attempt)).isoformat(timespec="microseconds").replace(":", "-")
+        paths = [folder / (f"{stem}_{date}.json" if task is None else samples_name(task, date)) for task, _ in written]
+        if _publish_all([temporary for _, temporary in written], paths):
+            return paths[-1]
+    raise LowbitError(f"{_ATTEMPTS} other results of {moment.astimezone(UTC)} lie in {folder}; run the command again")
+
+
+def _publish_all(temporaries: list[Path], paths: list[Path]) -> bool:
+    """Name every file, or none where another run has one of the names."""
+    if any(path.exists() for path in paths):
+        return False
+    done: list[Path] = []
+    for temporary, path in zip(temporaries, paths, strict=True):
+        try:
+            _publish(temporary, path)
+        except FileExistsError:
+            for ours in done:
+                ours.unlink(missing_ok=True)
+            return False
+        done.append(path)
+    return True
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Give a whole file its name; unlike a rename, this fails where a result of the same instant is."""
+    """Give a whole file its name; unlike a rename, this fails where there is such a file.
+
+    Raises:
+        FileExistsError: Another run has the name.
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError:
-        # Some file systems have no hard links; there the name is reserved first.
-        path.open("x").close()
-        temporary.replace(path)
+        _publish_without_links(temporary, path)
+
+
+def _publish_without_links(temporary: Path, path: Path) -> None:
+    """Rename under a claim that one writer only can have, for file systems that have no hard links."""
+    claim = path.with_name(f"{path.name}.claim{TEMPORARY_SUFFIX}")
+    claim.open("x").close()
+    try:
+        if path.exists():
+            raise FileExistsError(path)
+        temporary.rename(path)
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what runs that were killed a day or longer ago left half-written."""
+    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        try:
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                leftover.unlink()
+        except FileNotFoundError:
+            continue  # Its own writer, or another run's cleaning, was faster.

@@ -41,7 +41,7 @@ class ResidualBinaryWeight(QuantizedWeight):
     """
 
     signs: Annotated[Tensor, Bits("out", "in")]
-    shared_plane: Annotated[Tensor, Bits("out", "in")]
+    shared_plane: Annotated[Tensor, Bits("out", "in", role="residual signs and masks")]
     salient_columns: Annotated[Tensor, Bits("in", role="column flags")]
     salient_groups: Annotated[Tensor, Bits("out", "grouped", role="masks")]
     scales: Annotated[Tensor, Scales("scale_zones", "out", "blocks")]

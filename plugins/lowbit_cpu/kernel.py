@@ -173,6 +173,7 @@ class CpuBitPlanesInt8(CpuBitPlanes):
 
     name: ClassVar[str] = "cpu-bit-planes-int8"
     priority: ClassVar[int] = -2000
+    tolerance: ClassVar[float] = 0.02
     rounded: ClassVar[bool] = True
 
     def supports(self, workload: Workload) -> Support:

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from small_models import VOCABULARY, ModelFolder, load_model, logits, make_config, make_parent, make_recipe, quantize
 
-from lowbit.contracts import QuantizedBlock
+from lowbit.contracts import QuantizedBlock, QuantizedLayer
 from lowbit.errors import LowbitError
 from lowbit.modeling.journal import Journal, check_signature
 from lowbit.pipeline.make_checkpoint import journal_path
@@ -39,6 +39,9 @@ class StopAfter:
 
     def run_started(self, blocks: int, finished: int) -> None:
         self.finished_before = finished
+
+    def layer_quantized(self, layer: QuantizedLayer) -> None:
+        """Do nothing."""
 
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         if block.index == self.block:

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 import pytest
 import torch
-from quantization.layers import statistics_for
 from torch import Tensor
 
 from lowbit import QuantizedWeight
 from lowbit.recipe import build_quantizer
 from lowbit.registry import registry
+from lowbit.testing import statistics_for
 
 
 class Quantize(Protocol):

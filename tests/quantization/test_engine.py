@@ -21,6 +21,7 @@ from lowbit.contracts import (
     DenseWeight,
     LayerStatistics,
     QuantizedBlock,
+    QuantizedLayer,
     QuantizedWeight,
     StatisticsNeed,
     WeightQuantizer,
@@ -70,6 +71,9 @@ class Events:
 
     def run_started(self, blocks: int, finished: int) -> None:
         self.started.append((blocks, finished))
+
+    def layer_quantized(self, layer: QuantizedLayer) -> None:
+        """Do nothing."""
 
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         self.blocks.append(block)

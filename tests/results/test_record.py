@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,13 +32,73 @@ def test_a_json_path_gets_the_date_in_its_name(tmp_path: Path) -> None:
     assert path.name.startswith("foo_2026-11-22T")
 
 
-def test_a_result_is_never_overwritten(tmp_path: Path) -> None:
-    write_result(tmp_path, "m", {"results": {}}, {"run": 1}, MOMENT)
-    with pytest.raises(LowbitError, match="cannot be written"):
-        write_result(tmp_path, "m", {"results": {}}, {"run": 2}, MOMENT)
-    files = list((tmp_path / "m").iterdir())
-    assert len(files) == 1
-    assert json.loads(files[0].read_text())["lowbit"] == {"run": 1}
+def test_a_result_is_never_overwritten_but_gets_the_next_name(tmp_path: Path) -> None:
+    first = write_result(tmp_path, "m", HARNESS, {"run": 1}, MOMENT)
+    second = write_result(tmp_path, "m", {**HARNESS, "samples": {"piqa": [{"doc_id": 7}]}}, {"run": 2}, MOMENT)
+    assert second.name == "results_2026-11-22T10-30-00.123457+00-00.json"
+    assert [json.loads(path.read_text())["lowbit"]["run"] for path in (first, second)] == [1, 2]
+    samples = second.with_name("samples_piqa_2026-11-22T10-30-00.123457+00-00.jsonl")
+    assert json.loads(samples.read_text()) == {"doc_id": 7}
+    assert len(list((tmp_path / "m").iterdir())) == 4
+
+
+def test_samples_that_a_killed_run_left_are_not_taken_by_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    orphan = tmp_path / "m" / "samples_piqa_2026-11-22T10-30-00.123456+00-00.jsonl"
+    orphan.write_text("of a run that was killed\n")
+    path = write_result(tmp_path, "m", HARNESS, {}, MOMENT)
+    assert path.name == "results_2026-11-22T10-30-00.123457+00-00.json"
+    assert orphan.read_text() == "of a run that was killed\n"
+
+
+def test_results_of_the_same_instant_all_get_their_samples(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda run: write_result(tmp_path, "m", made_by(run), {"run": run}, MOMENT), range(40)))
+    assert len(set(paths)) == 40
+    for run, path in enumerate(paths):
+        assert json.loads(path.read_text())["lowbit"] == {"run": run}
+        samples = path.with_name(path.name.replace("results_", "samples_piqa_") + "l")
+        assert json.loads(samples.read_text()) == {"doc_id": run}
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def made_by(run: int) -> dict[str, Any]:
+    return {**HARNESS, "samples": {"piqa": [{"doc_id": run}]}}
+
+
+def test_without_hard_links_names_are_still_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda run: write_result(tmp_path, "m", made_by(run), {"run": run}, MOMENT), range(20)))
+    assert len(set(paths)) == 20
+    assert [json.loads(path.read_text())["lowbit"]["run"] for path in paths] == list(range(20))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_result_appears_after_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    link = os.link
+
+    def watched(source: Path, target: Path) -> None:
+        given.append(Path(target).name.partition("_")[0])
+        link(source, target)
+
+    monkeypatch.setattr("os.link", watched)
+    write_result(tmp_path, "m", {**HARNESS, "samples": {"a": [], "b": []}}, {}, MOMENT)
+    assert given == ["samples", "samples", "results"]
+
+
+def test_half_written_files_of_long_ago_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    old, new = tmp_path / "m" / "results.json.1-a.tmp", tmp_path / "m" / "results.json.2-b.tmp"
+    for file in (old, new):
+        file.write_text("{")
+    os.utime(old, (0, 0))
+    write_result(tmp_path, "m", HARNESS, {}, MOMENT)
+    assert not old.exists() and new.exists()
 
 
 def test_an_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Turns a results directory into one self-contained HTML file and its plots into SVG and PNG."""
