@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         DistillationBatch,
         DistillationLoss,
         DistillationSettings,
+        EvaluationStep,
         FidelityConfig,
         FormatSpec,
         Indices,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         PublishedProtocol,
         PublishedResults,
         QuantizedBlock,
+        QuantizedLayer,
         QuantizedWeight,
         RowTiles,
         Scales,
@@ -84,9 +86,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "lowbit.contracts": (
         "BitPlanes Bits CalibrationSource Codes DataAccess DenseWeight DistillationBatch DistillationLoss "
-        "DistillationSettings FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics Method "
+        "DistillationSettings EvaluationStep FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics Method "
         "PackedProduct PackedWeight Packer Parametrization PlaneForm PublishedCell PublishedFile PublishedProtocol "
-        "PublishedResults QuantizedBlock QuantizedWeight RowTiles Scales SparseCodes StatisticsNeed Support "
+        "PublishedResults QuantizedBlock QuantizedLayer QuantizedWeight RowTiles Scales SparseCodes StatisticsNeed Support "
         "TensorLayout TokenLoss TrainingStep WeightQuantizer Workload training_presets"
     ),
     "lowbit.errors": "LowbitError QuantizationWarning",
@@ -119,6 +121,7 @@ __all__ = [
     "DistillationBatch",
     "DistillationLoss",
     "DistillationSettings",
+    "EvaluationStep",
     "Factorization",
     "FidelityConfig",
     "FormatSpec",
@@ -142,6 +145,7 @@ __all__ = [
     "PublishedResults",
     "QuantizationWarning",
     "QuantizedBlock",
+    "QuantizedLayer",
     "QuantizedWeight",
     "Recipe",
     "RoundColumn",

@@ -7,12 +7,11 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from lowbit.errors import LowbitError, UnknownNameError
-from lowbit.hookspecs import HOOK_GROUPS, EventHooks
+from lowbit.hookspecs import HOOK_GROUPS
+from lowbit.observers import Observers, trace, trace_hook_calls
 
 if TYPE_CHECKING:
     from lowbit.contracts import (
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "lowbit"
 PLUGINS_VARIABLE = "LOWBIT_PLUGINS"
 TRACE_VARIABLE = "LOWBIT_TRACE_PLUGINS"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,8 @@ class Registry:
             self._manager.add_hookspecs(group)
         self._sources: dict[str, PluginSource] = {}
         self._tables: dict[str, dict[str, Registered]] | None = None
-        self._complained: set[tuple[str, str]] = set()
+        self._observers = Observers(self._manager, lambda name: str(self._sources.get(name, name)))
+        self._traced = False
         self.broken: list[BrokenPlugin] = []
 
     @property
@@ -102,56 +101,18 @@ class Registry:
         return self._manager.hook
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Call an event hook of every plugin; one that raises an exception is a warning, and the others still hear.
+        """Call an event hook of every plugin and observer; one that fails is a warning, and the others still hear."""
+        self._observers.notify(hook, **arguments)
 
-        An observer must not end a run of hours. Interrupts pass.
+    def observing(self, observer: object) -> AbstractContextManager[None]:
+        """Let an object with event hooks hear events while the context is open; it is not listed among the plugins."""
+        return self._observers.observing(observer)
 
-        Args:
-            hook: Name of an event hook.
-            arguments: What it is told.
-        """
-        caller = getattr(self.hook, hook)
-        listening = dict.fromkeys(found.plugin_name for found in reversed(caller.get_hookimpls()))
-        for name in listening:
-            others = [self._manager.get_plugin(other) for other in listening if other != name]
-            try:
-                self._manager.subset_hook_caller(hook, others)(**arguments)
-            except Exception as error:
-                self._complain(name, hook, error)
-
-    def _complain(self, plugin: str, hook: str, error: Exception) -> None:
-        """Warn of an observer that failed; of the same one in the same hook once."""
-        level = logging.DEBUG if (plugin, hook) in self._complained else logging.WARNING
-        self._complained.add((plugin, hook))
-        text = "plugin %s failed in %s, and the run goes on without it there: %s: %s"
-        shown = self._sources.get(plugin, plugin)
-        logger.log(level, text, shown, hook, type(error).__name__, error, exc_info=level == logging.DEBUG)
-
-    @contextmanager
-    def observing(self, observer: object) -> Iterator[None]:
-        """Let an object hear events while the context is open.
-
-        An observer brings nothing that decides a result, so that it is not listed among the plugins of a run.
-
-        Args:
-            observer: Has methods that implement event hooks, marked `@hookimpl`.
-
-        Raises:
-            LowbitError: One of its hooks is misspelled or takes unknown arguments, or none is an event hook.
-        """
-        name = f"observer {type(observer).__name__} {id(observer):x}"
-        try:
-            self._manager.register(observer, name=name)
-            self._manager.check_pending()
-            _require_only_events(self._manager, observer)
-        except (pluggy.PluginValidationError, LowbitError) as error:
-            self._forget(observer)
-            reason = _hook_problem(error, self._hook_names()) if not isinstance(error, LowbitError) else str(error)
-            raise LowbitError(f"observer {type(observer).__name__}: {reason}") from error
-        try:
-            yield
-        finally:
-            self._forget(observer)
+    def trace(self) -> None:
+        """Print every call of a hook to stderr from now on."""
+        if not self._traced:
+            self._traced = True
+            trace_hook_calls(self._manager)
 
     @property
     def plugins(self) -> tuple[PluginSource, ...]:
@@ -300,6 +261,8 @@ class Registry:
             table = tables.setdefault(kind, {})
             for implementation in getattr(self.hook, hook).get_hookimpls():
                 source = self._sources[implementation.plugin_name]
+                if self._traced:
+                    trace(f"{hook}(): {implementation.plugin_name}")
                 for item in _items(implementation.function, hook, source):
                     _add(table, kind, _require_name(item, attribute, source), Registered(item, source))
         self._tables = tables
@@ -350,12 +313,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(names) or 'none'}."
     return f"there is no {kind} named {name!r}; {hint}"
-
-
-def _require_only_events(manager: pluggy.PluginManager, observer: object) -> None:
-    for caller in manager.get_hookcallers(observer) or ():
-        if not hasattr(EventHooks, caller.name):
-            raise LowbitError(f"{caller.name} is no event; register the object as a plugin instead")
 
 
 def _hook_problem(error: pluggy.PluginValidationError, hooks: Iterable[str]) -> str:

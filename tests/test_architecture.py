@@ -26,7 +26,8 @@ ROOMS: dict[str, set[str]] = {
     "embedded": set(),
     "hub": {"errors"},
     "hookspecs": {"contracts"},
-    "registry": BASE | {"hookspecs"},
+    "observers": {"errors", "hookspecs"},
+    "registry": BASE | {"hookspecs", "observers"},
     "recipe": BASE | {"registry"},
     "models": BASE,
     "calibration": BASE | {"models", "hookspecs", "hub"},
@@ -58,7 +59,7 @@ ROOMS: dict[str, set[str]] = {
     | {"packing", "modeling", "results", "pipeline"},
     "cli": BASE
     | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "distillation"}
-    | {"packing", "modeling", "evaluation", "results", "report", "scaffold", "pipeline", "testing"},
+    | {"packing", "modeling", "evaluation", "results", "report", "scaffold", "pipeline", "testing", "durable"},
     "transformers_hook": {"modeling"},
 }
 """What each room may import besides itself; an entry names only rooms above it."""

@@ -44,7 +44,8 @@ def test_the_ternary_plugin_passes_its_own_tests_and_those_of_its_contracts(envi
     assert "failed" not in printed
 
 
-def test_the_ternary_plugin_passes_the_check(environment: PluginEnvironment) -> None:
+@pytest.mark.slow
+def test_the_ternary_plugin_passes_the_check_of_everything_it_registers(environment: PluginEnvironment) -> None:
     assert environment.succeed("lowbit", "plugins", "check", "lowbit-ternary", cwd=environment.folder)
 
 

@@ -1,39 +1,45 @@
-"""Progress of generated batches in a terminal, with remaining time."""
+"""Progress of a model that writes token sequences: the same view as a run's, over batches."""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from rich.console import Console
+from lowbit.cli.live_view import LiveView
+from lowbit.cli.progress import messages_console, on_terminal
+from lowbit.cli.run_lines import RunLines
+from lowbit.cli.run_state import RunState
+from lowbit.cli.verbosity import Verbosity, logged_to
 
-from lowbit.cli.progress_bar import make_progress
+RECIPE = {"method": "generate"}
 
 
-class BatchProgress:
-    """Shows a bar over batches while its context is open; called with finished batches and all of them.
+@contextmanager
+def batch_progress(verbosity: Verbosity) -> Iterator[Callable[[int, int], None]]:
+    """Show batches while the context is open, and yield what is told of finished batches and all of them.
+
+    Batches that were finished earlier are those of the first call.
 
     Args:
-        console: Where to draw.
+        verbosity: How much to show.
     """
+    console = messages_console()
+    state = RunState()
+    lines = RunLines(state, lambda line: console.print(line, style="dim", soft_wrap=True), verbosity, not on_terminal())
+    told = False
 
-    def __init__(self, console: Console) -> None:
-        self._progress = make_progress(console)
+    def announce(finished: int, batches: int) -> None:
+        nonlocal told
+        if finished and not told:
+            console.print(f"continuing: {finished} of {batches} batches were finished before", style="dim")
+        told = True
+        lines.lowbit_tokens_generated(RECIPE, finished, batches)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def __call__(self, finished: int, batches: int) -> None:
-        """Open the bar at the first call, and advance it; batches that were finished earlier count as done."""
-        if self._progress.task_ids:
-            self._progress.update(self._progress.task_ids[0], completed=finished)
-            return
-        if finished:
-            self._progress.console.print(f"continuing: {finished} of {batches} batches were finished before")
-        self._progress.start()
-        self._progress.add_task("generating: batches", total=batches, completed=finished)
+    with logged_to(console, verbosity):
+        if verbosity == Verbosity.QUIET:
+            yield lambda finished, batches: None
+        elif on_terminal():
+            with LiveView(state, console):
+                yield announce
+        else:
+            yield announce

@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from lowbit.cli.options import ManyValues, evaluation_options, plugin_options, recipe_flags, recipe_options
+from lowbit.cli.options import (
+    ManyValues,
+    evaluation_options,
+    plugin_options,
+    recipe_flags,
+    recipe_options,
+    verbosity_options,
+)
 
 DEFAULT_OUTPUT = "lowbit_results"
 
@@ -28,6 +35,7 @@ DEFAULT_OUTPUT = "lowbit_results"
 @recipe_options
 @evaluation_options
 @plugin_options
+@verbosity_options
 def command(**values: Any) -> int:
     """Quantize models and evaluate them beside their parents.
 
@@ -36,10 +44,8 @@ def command(**values: Any) -> int:
     """
     from pathlib import Path
 
-    from rich.console import Console
-
     from lowbit.cli.grid import grid_recipes, only_described
-    from lowbit.cli.progress import ProgressEvents
+    from lowbit.cli.progress import progress
     from lowbit.cli.startup import start
     from lowbit.distillation.processes import is_main_process, part_from_others
     from lowbit.embedded import task_configs
@@ -49,17 +55,16 @@ def command(**values: Any) -> int:
     recipes = grid_recipes(values, recipe_flags(values))
     if only_described(recipes, values):
         return 0
-    progress = Console(stderr=True)
-    options = BenchOptions(
-        output_path=Path(values["output_path"] or recipes[0].output_path or DEFAULT_OUTPUT),
-        device=values["device"],
-        events=lambda recipe: ProgressEvents(recipe, progress),
-        announce=lambda text: progress.print(text, style="dim", markup=False, highlight=False),
-        refresh_parent=values["refresh_parent"],
-        extra_tasks=task_configs(),
-        speed=values["speed"],
-    )
-    rows = list(bench(recipes, options))
+    with progress(values["verbosity"], [recipe for recipe in recipes if recipe.quantizer is not None]) as announce:
+        options = BenchOptions(
+            output_path=Path(values["output_path"] or recipes[0].output_path or DEFAULT_OUTPUT),
+            device=values["device"],
+            announce=announce,
+            refresh_parent=values["refresh_parent"],
+            extra_tasks=task_configs(),
+            speed=values["speed"],
+        )
+        rows = list(bench(recipes, options))
     part_from_others()
     return _show(rows, values["markdown"]) if is_main_process() else 0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lowbit.cli.options import ManyValues, evaluation_options, plugin_options, recipe_flags
+from lowbit.cli.options import ManyValues, evaluation_options, plugin_options, recipe_flags, verbosity_options
 
 
 @click.command("eval", cls=ManyValues)
@@ -23,9 +23,11 @@ from lowbit.cli.options import ManyValues, evaluation_options, plugin_options, r
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @evaluation_options
 @plugin_options
+@verbosity_options
 def command(**values: Any) -> int:
     """Evaluate a model with lm-evaluation-harness under its own flags, and the papers' token perplexities."""
     from lowbit.cli.console import output
+    from lowbit.cli.progress import progress
     from lowbit.cli.startup import start
     from lowbit.embedded import DEFAULT_TASKS, task_configs
     from lowbit.errors import LowbitError
@@ -42,7 +44,8 @@ def command(**values: Any) -> int:
     if values["path"] or values["model"]:
         flags["model"] = {**flags.get("model", {}), "path": values["path"] or values["model"]}
     recipe: Recipe = validate(Recipe, {"method": "none", "model": ModelSettings().model_dump(), **flags}, "evaluation")
-    row = evaluate_model(recipe, values["device"], values["output_path"], task_configs())
+    with progress(values["verbosity"]):
+        row = evaluate_model(recipe, values["device"], values["output_path"], task_configs())
     if values["markdown"]:
         click.echo(to_markdown([row]), nl=False)
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lowbit.cli.options import plugin_options
+from lowbit.cli.options import plugin_options, verbosity_options
 
 
 def _two_numbers(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int]:
@@ -66,6 +66,7 @@ def _two_numbers(ctx: click.Context, parameter: click.Parameter, text: str) -> t
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--trust_remote_code", is_flag=True, help="Run code that comes with the model.")
 @plugin_options
+@verbosity_options
 def command(**values: Any) -> None:
     """Let a model write token sequences, for quantization without data: `--calibration FILE.npz`.
 
@@ -74,9 +75,7 @@ def command(**values: Any) -> None:
     """
     from pathlib import Path
 
-    from rich.console import Console
-
-    from lowbit.cli.batch_progress import BatchProgress
+    from lowbit.cli.batch_progress import batch_progress
     from lowbit.cli.startup import start
     from lowbit.contracts.training import GenerationSettings
     from lowbit.pipeline.generate import generate_file
@@ -85,9 +84,9 @@ def command(**values: Any) -> None:
     settings = GenerationSettings(**{name: values[name] for name in GenerationSettings.model_fields})
     loading = ("device", "dtype", "revision", "trust_remote_code")
     output = Path(values["output"])
-    with BatchProgress(Console(stderr=True)) as progress:
+    with batch_progress(values["verbosity"]) as announce:
         tokens = generate_file(
-            output, values["model"], settings, values["seed"], progress, **{name: values[name] for name in loading}
+            output, values["model"], settings, values["seed"], announce, **{name: values[name] for name in loading}
         )
     samples, length = tokens.tokens.shape
     click.echo(f"{output}: {samples} sequences of {length} tokens, sha256 {tokens.sha256}")

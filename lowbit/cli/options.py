@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +55,27 @@ def plugin_options(command: Command) -> Command:
     return click.option(
         "--plugin", "plugins", multiple=True, metavar="FILE_OR_MODULE", help="Load an un-packaged plugin; repeatable."
     )(command)
+
+
+def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--quiet` and `-v`; the command is given them as one value `verbosity`."""
+
+    @functools.wraps(command)
+    def with_verbosity(quiet: bool, verbose: int, **values: Any) -> Any:
+        from lowbit.cli.verbosity import choose
+
+        if quiet and verbose:
+            raise click.UsageError("--quiet and --verbose contradict each other; give one of them")
+        return command(verbosity=choose(quiet, verbose), **values)
+
+    return _add(
+        [
+            click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result and errors."),
+            click.option(
+                "--verbose", "-v", count=True, help="Print layers, timings, libraries' warnings; -vv each hook call."
+            ),
+        ]
+    )(with_verbosity)
 
 
 def recipe_options(command: Command) -> Command:

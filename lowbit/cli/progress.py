@@ -1,58 +1,57 @@
-"""Progress of a quantization in a terminal, with remaining time."""
+"""What a long run shows: a live view in a terminal, plain lines elsewhere, nothing when it shall be quiet."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
 from rich.console import Console
-from rich.progress import TaskID
 
-from lowbit.cli.progress_bar import make_progress
-from lowbit.contracts import QuantizedBlock, TrainingStep
-from lowbit.pipeline.quantize import HookEvents
+from lowbit.cli.live_view import LiveView
+from lowbit.cli.run_lines import RunLines
+from lowbit.cli.run_state import RunState
+from lowbit.cli.verbosity import Verbosity, logged_to
+from lowbit.distillation.processes import is_main_process
 from lowbit.recipe import Recipe
+from lowbit.registry import registry
 
 
-class ProgressEvents(HookEvents):
-    """Shows a bar over the decoder blocks, and passes events on to plugins.
+def on_terminal() -> bool:
+    """Say whether stderr is a terminal on which a view can be drawn again and again."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def messages_console() -> Console:
+    """Return the console of what is not a result: stderr, without any control character where it is no terminal."""
+    if on_terminal():
+        return Console(stderr=True, markup=False, highlight=False)
+    return Console(stderr=True, markup=False, highlight=False, force_terminal=False, no_color=True)
+
+
+@contextmanager
+def progress(verbosity: Verbosity, recipes: Sequence[Recipe] = ()) -> Iterator[Callable[[str], None]]:
+    """Show a run while the context is open, and yield what prints a line of its own.
 
     Args:
-        recipe: The run's recipe.
-        console: Where to draw.
+        verbosity: How much to show.
+        recipes: The recipes of the run in their order.
     """
+    console = messages_console()
 
-    def __init__(self, recipe: Recipe, console: Console) -> None:
-        super().__init__(recipe)
-        self._method = recipe.method
-        self._training: TaskID | None = None
-        self._progress = make_progress(console)
+    def write(line: str) -> None:
+        console.print(line, style="dim", soft_wrap=True)
 
-    def run_started(self, blocks: int, finished: int) -> None:
-        """Open the bar; blocks that were finished earlier count as done."""
-        super().run_started(blocks, finished)
-        if finished:
-            self._progress.console.print(f"continuing: {finished} of {blocks} blocks were finished before")
-        if finished < blocks:
-            self._progress.start()
-            self._task = self._progress.add_task(f"{self._method}: blocks", total=blocks, completed=finished)
-
-    def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
-        """Advance the bar, and close it after the last block."""
-        super().block_quantized(block, blocks)
-        self._progress.advance(self._task)
-
-    def training_step(self, step: TrainingStep) -> None:
-        """Show the step and its loss on a bar of its own, which stands while the training lasts."""
-        super().training_step(step)
-        stage = step.stage if step.block is None else f"{step.stage} of block {step.block + 1}"
-        held_out = "" if step.held_out_loss is None else f", held out {step.held_out_loss:.4g}"
-        text = f"{self._method}: {stage}, loss {step.loss:.4g}{held_out}"
-        if self._training is None:
-            self._progress.start()
-            self._training = self._progress.add_task(text, total=step.steps)
-        self._progress.update(self._training, description=text, completed=step.step, total=step.steps)
-        if step.step == step.steps:
-            self._progress.remove_task(self._training)
-            self._training = None
-
-    def run_ended(self) -> None:
-        """Remove the bar."""
-        self._progress.stop()
+    with ExitStack() as opened:
+        opened.enter_context(logged_to(console, verbosity))
+        if verbosity >= Verbosity.DEBUG:
+            registry().trace()
+        if verbosity == Verbosity.QUIET or not is_main_process():
+            yield lambda line: None
+            return
+        state = RunState([recipe.to_dict() for recipe in recipes])
+        if on_terminal():
+            opened.enter_context(LiveView(state, console))
+        opened.enter_context(registry().observing(RunLines(state, write, verbosity, blocks=not on_terminal())))
+        yield write

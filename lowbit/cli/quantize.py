@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lowbit.cli.options import ManyValues, plugin_options, recipe_flags, recipe_options
+from lowbit.cli.options import ManyValues, plugin_options, recipe_flags, recipe_options, verbosity_options
 
 
 @click.command("quantize", cls=ManyValues)
@@ -19,6 +19,7 @@ from lowbit.cli.options import ManyValues, plugin_options, recipe_flags, recipe_
 @click.option("--show_config", is_flag=True, help="Print the resolved recipe and stop.")
 @recipe_options
 @plugin_options
+@verbosity_options
 def command(**values: Any) -> int:
     """Quantize a model into a checkpoint folder that transformers loads after `import lowbit`.
 
@@ -26,15 +27,13 @@ def command(**values: Any) -> int:
     """
     from pathlib import Path
 
-    from rich.console import Console
-
     from lowbit.cli.describe import print_bits
     from lowbit.cli.grid import grid_recipes, only_described
-    from lowbit.cli.progress import ProgressEvents
+    from lowbit.cli.progress import progress
     from lowbit.cli.startup import start
     from lowbit.distillation.processes import is_main_process, part_from_others
     from lowbit.errors import LowbitError
-    from lowbit.pipeline.quantize import quantize_to
+    from lowbit.pipeline.quantize import HookEvents, quantize_to
 
     start(values["plugins"])
     recipes = grid_recipes(values, recipe_flags(values), default_tasks=False)
@@ -45,8 +44,8 @@ def command(**values: Any) -> int:
         )
     if only_described(recipes, values):
         return 0
-    events = ProgressEvents(recipes[0], Console(stderr=True))
-    outcome = quantize_to(recipes[0], Path(values["output"]), events, values["device"])
+    with progress(values["verbosity"], recipes):
+        outcome = quantize_to(recipes[0], Path(values["output"]), HookEvents(recipes[0]), values["device"])
     part_from_others()
     if not is_main_process():
         return 0

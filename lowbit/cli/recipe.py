@@ -41,9 +41,12 @@ def check(file: str, plugins: tuple[str, ...]) -> None:
     from pathlib import Path
 
     from lowbit.cli.startup import start
+    from lowbit.pipeline.composition_check import require_composition
     from lowbit.recipe import read_recipe_file, resolve_recipe
 
-    recipe = resolve_recipe(start(plugins), None, read_recipe_file(Path(file)))
+    found = start(plugins)
+    recipe = resolve_recipe(found, None, read_recipe_file(Path(file)))
+    require_composition(recipe, found)
     click.echo(f"{file} is a valid recipe for {recipe.method}, sha256 {recipe.sha256()}")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lowbit.cli.options import plugin_options, recipe_flags
+from lowbit.cli.options import plugin_options, recipe_flags, verbosity_options
 
 if TYPE_CHECKING:
     from lowbit.pipeline.reproduce import Reproduction
@@ -36,6 +36,7 @@ DEFAULT_OUTPUT = "lowbit_results"
 @click.option("--refresh_parent", is_flag=True, help="Evaluate the unquantized model again.")
 @click.option("--dry_run", is_flag=True, help="Print cells, recipes and protocol; run nothing.")
 @plugin_options
+@verbosity_options
 def command(**values: Any) -> int:
     """Run the cells that a paper published for a model, under its protocol, and compare.
 
@@ -64,26 +65,23 @@ def command(**values: Any) -> int:
 def _run(plan: Plan, values: dict[str, Any]) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
-    from lowbit.cli.progress import ProgressEvents
+    from lowbit.cli.progress import progress
     from lowbit.distillation.processes import is_main_process, part_from_others
     from lowbit.embedded import task_configs
     from lowbit.pipeline.bench import BenchOptions
     from lowbit.pipeline.reproduce import reproduce
     from lowbit.pipeline.reproduction_record import write_reproduction
 
-    progress = Console(stderr=True)
     folder = Path(values["output_path"])
-    options = BenchOptions(
-        output_path=folder,
-        device=values["device"],
-        events=lambda recipe: ProgressEvents(recipe, progress),
-        announce=lambda text: progress.print(text, style="dim", markup=False, highlight=False),
-        refresh_parent=values["refresh_parent"],
-        extra_tasks=task_configs(),
-    )
-    found = reproduce(plan, options)
+    with progress(values["verbosity"], [run.recipe for run in plan.runs]) as announce:
+        options = BenchOptions(
+            output_path=folder,
+            device=values["device"],
+            announce=announce,
+            refresh_parent=values["refresh_parent"],
+            extra_tasks=task_configs(),
+        )
+        found = reproduce(plan, options)
     part_from_others()
     if not is_main_process():
         return 0

@@ -99,9 +99,7 @@ def _tokens(
         return ready.calibration
     length = training_length(recipe, ready.source)
     store = output.parent / GENERATED
-    return training_tokens(
-        recipe, ready.folder, ready.calibration, length, device, store, events.tokens_generated
-    )
+    return training_tokens(recipe, ready.folder, ready.calibration, length, device, store, events.tokens_generated)
 
 
 def _write(

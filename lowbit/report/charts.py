@@ -29,7 +29,7 @@ class Axes:
 def pareto_chart(axes: Axes) -> dict[str, Any]:
     """Return quality against size: rows `points` with x, y and who they are, `parents` with y and a label."""
     best = "min" if axes.lower_is_better else "max"
-    order = "ascending" if axes.lower_is_better else "descending"
+    order: Literal["ascending", "descending"] = "ascending" if axes.lower_is_better else "descending"
     x = alt.X("x:Q", title=axes.x, scale=alt.Scale(zero=False, padding=24), axis=alt.Axis(tickCount=8))
     y = alt.Y("y:Q", title=axes.y, scale=_scale(axes.log, padding=24), axis=alt.Axis(tickCount=7))
     # No quantized model is expected beyond its parent; there is room for the name.
@@ -82,8 +82,10 @@ def pareto_chart(axes: Axes) -> dict[str, Any]:
         parents.mark_rule(strokeDash=[6, 4], strokeWidth=1.5).encode(y=y, tooltip="label:N").properties(name="rules")
     )
     names = (
-        parents.mark_text(align="left", baseline=beyond, dy=5 if axes.lower_is_better else -5, dx=4, style="parent")
-        .encode(x=alt.XValue(0), y=y, text="label:N")
+        parents.transform_window(place="row_number()", groupby=["label"])
+        .transform_filter("datum.place === 1")
+        .mark_text(align="left", baseline=beyond, dy=5 if axes.lower_is_better else -5, dx=4, style="parent")
+        .encode(x=alt.value(0), y=y, text="label:N")
         .properties(name="parents")
     )
     return _specification(alt.layer(front, lines, names, points, labels).properties(height=380))

@@ -11,7 +11,8 @@ from lowbit.report.layers import layer_data, why_no_layers
 from lowbit.report.numbers import finite, rounded
 from lowbit.report.table import ReportTable, TableColumn, TableRow, build_table
 from lowbit.report.training import training_data, why_no_training
-from lowbit.results.store import ResultFolder
+from lowbit.results.protocol import model_protocol, parent_key, task_protocol
+from lowbit.results.store import ResultFolder, StoredResult
 
 SIZES = (("file", "whole-file bits a weight"), ("linear", "quantized-layer bits a weight"), ("nominal", "nominal bits"))
 _GIGABYTE, _MEGABYTE = 1e9, 1e6
@@ -26,12 +27,14 @@ class Content:
         table: The leaderboard.
         chosen: The row whose layers and training are shown first; `None` where no run has any.
         unreadable: Names of files that could not be read, with the reason.
+        repeated_parents: Files of parents left out because a later one says the same.
     """
 
     folder: str
     table: ReportTable
     chosen: int | None
     unreadable: tuple[tuple[str, str], ...]
+    repeated_parents: int = 0
 
     @property
     def y_column(self) -> TableColumn | None:
@@ -61,10 +64,11 @@ def gather(folder: ResultFolder, run: str | None = None) -> Content:
             + (f" ({len(folder.unreadable)} files there cannot be read)" if folder.unreadable else "")
             + f"; `lowbit bench -o {folder.folder}` writes some"
         )
-    table = build_table(folder.results)
+    results, alike = _without_repeated_parents(folder.results, run)
+    table = build_table(results)
     chosen = _richest(table.rows) if run is None else _row_of(table.rows, str(folder.find(run).path))
     unreadable = tuple((path.name, reason) for path, reason in folder.unreadable)
-    return Content(folder.folder.resolve().name, table, chosen, unreadable)
+    return Content(folder.folder.resolve().name, table, chosen, unreadable, alike)
 
 
 def page_data(content: Content) -> dict[str, Any]:
@@ -157,6 +161,22 @@ def _run(table: ReportTable, row: TableRow) -> dict[str, Any]:
         "values": {key: value for key, value in values.items() if value is not None},
         "items": [[item["item"], item["bits"], item["bytes"]] for item in item_rows(row)],
     }
+
+
+def _without_repeated_parents(results: Sequence[StoredResult], run: str | None) -> tuple[list[StoredResult], int]:
+    """Return the results with the latest file only of parents that were run and measured alike; and how many less.
+
+    Every bench writes the result of its parent; those who look for a run find it once.
+    """
+    latest: dict[Any, StoredResult] = {}
+    for result in results:
+        alike: Any = str(result.path)
+        if result.role == "parent" and not (run and result.identity.startswith(run.lower())):
+            asked = tuple((metric, task_protocol(result, metric.task).settings) for metric in result.metrics)
+            alike = (parent_key(result), model_protocol(result), asked)
+        latest[alike] = result
+    kept = {id(result) for result in latest.values()}
+    return [result for result in results if id(result) in kept], len(results) - len(kept)
 
 
 def _unit(rows: Sequence[TableRow]) -> tuple[float, str]:

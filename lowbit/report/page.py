@@ -94,8 +94,8 @@ def _asset(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _plot_library() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, which leaves the function `vegaEmbed`."""
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle(vl_version=vega_lite_version())
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")

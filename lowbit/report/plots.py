@@ -28,14 +28,16 @@ def vega_lite_version() -> str:
     Raises:
         LowbitError: The installed vl-convert does not know it.
     """
+    from importlib.metadata import version as installed
+
     import altair
     import vl_convert
 
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     if version not in vl_convert.get_vegalite_versions():
         raise LowbitError(
-            f"altair {altair.__version__} writes Vega-Lite {version}, which vl-convert {vl_convert.__version__} does "
-            "not know: pip install --upgrade 'lowbit[report]'"
+            f"altair {altair.__version__} writes Vega-Lite {version}, which vl-convert "
+            f"{installed('vl-convert-python')} does not know: pip install --upgrade 'lowbit[report]'"
         )
     return version
 
@@ -102,7 +104,8 @@ def _pareto(content: Content) -> Iterator[tuple[str, dict[str, Any], Mapping[str
     if column is None:
         return
     rows = content.table.rows
-    points, parents = [], {}
+    points: list[dict[str, Any]] = []
+    parents: dict[tuple[str, float], dict[str, Any]] = {}
     for row in rows:
         x, y = size_of(row, "file", rows), content.table.value(row, column)
         if y is None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit.results.samples import DocumentValues, Values
+from lowbit.results.samples import DocumentValues, Values, mean
 
 RESAMPLES = 10_000
 _BATCH_VALUES = 2_000_000
@@ -82,18 +82,14 @@ def bootstrap_difference(
     """
     from scipy.stats import bootstrap
 
-    def difference(a: Values, weights_a: Values, b: Values, weights_b: Values, axis: int = -1) -> Values:
-        del axis  # Always the last one; scipy wants to be able to say so.
-        return second.aggregate(b, weights_b) - first.aggregate(a, weights_a)
-
-    data = (first.values, first.weights, second.values, second.weights)
+    data, difference = _resampled(first, second)
     observed = float(difference(*data))
     if len(first.values) < 2:
         return BootstrapDifference(observed, observed, observed, 1.0)
     drawn = bootstrap(
         data,
         difference,
-        paired=True,
+        paired=len(data) > 1,
         vectorized=True,
         n_resamples=resamples,
         confidence_level=confidence,
@@ -108,6 +104,17 @@ def bootstrap_difference(
     return BootstrapDifference(
         observed, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high), p_value
     )
+
+
+def _resampled(first: DocumentValues, second: DocumentValues) -> tuple[tuple[Values, ...], Callable[..., Values]]:
+    """Return the fewest arrays whose resampling gives the difference, and what makes it of them."""
+    if first.aggregate is mean and second.aggregate is mean:
+        return (second.values - first.values,), lambda difference, axis=-1: np.asarray(np.mean(difference, axis=axis))
+    if np.array_equal(first.weights, second.weights):
+        data = (first.values, second.values, first.weights)
+        return data, lambda a, b, weights, axis=-1: second.aggregate(b, weights) - first.aggregate(a, weights)
+    data4 = (first.values, first.weights, second.values, second.weights)
+    return data4, lambda a, of_a, b, of_b, axis=-1: second.aggregate(b, of_b) - first.aggregate(a, of_a)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -6,6 +6,7 @@ imported once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib
@@ -96,11 +97,20 @@ class BareMachine:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def close(self) -> None:
+        """End the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.wait()
+
 
 @cache
 def bare_machine() -> BareMachine:
     """Return the process that the checks of this one share; it ends with it."""
-    return BareMachine()
+    machine = BareMachine()
+    atexit.register(machine.close)
+    return machine
 
 
 def serve() -> None:

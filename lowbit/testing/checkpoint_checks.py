@@ -30,7 +30,7 @@ class CheckpointChecks(QuantizerSubject):
     @contextmanager
     def _known(self) -> Iterator[None]:
         """Register the quantizer and its formats, where no plugin did."""
-        formats = {type(quantized) for _, quantized in self.whole()}
+        formats = list(dict.fromkeys(type(quantized) for _, quantized in self.whole()))
         names = {known.format for known in formats}
         taken = registry().table("format")
         # A name that another class took is what a check of its own tells.

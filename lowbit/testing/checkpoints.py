@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lowbit.contracts import QuantizedBlock, QuantizedLayer, TrainingStep, WeightQuantizer
+from lowbit.contracts import QuantizedBlock, WeightQuantizer
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE
 from lowbit.pipeline.make_checkpoint import journal_path, make_checkpoint
 from lowbit.pipeline.prepare import prepare
+from lowbit.pipeline.quantize import NoEvents
 from lowbit.recipe import Recipe, resolve_recipe
 from lowbit.registry import registry
 from lowbit.testing.tiny_model import tiny_model
@@ -24,7 +25,7 @@ class InterruptedByKitError(Exception):
     """Raised by the kit itself in the middle of a run."""
 
 
-class Observer:
+class Observer(NoEvents):
     """Observes a run, and interrupts it after a block if asked to.
 
     Args:
@@ -34,25 +35,10 @@ class Observer:
     def __init__(self, stop_after: int | None = None) -> None:
         self._stop_after = stop_after
 
-    def run_started(self, blocks: int, finished: int) -> None:
-        """Do nothing."""
-
-    def tokens_generated(self, finished: int, batches: int) -> None:
-        """Do nothing."""
-
-    def layer_quantized(self, layer: QuantizedLayer) -> None:
-        """Do nothing."""
-
     def block_quantized(self, block: QuantizedBlock, blocks: int) -> None:
         """Interrupt after the block that was asked for."""
         if block.index == self._stop_after:
             raise InterruptedByKitError
-
-    def training_step(self, step: TrainingStep) -> None:
-        """Do nothing."""
-
-    def run_ended(self) -> None:
-        """Do nothing."""
 
 
 def recipe_of(quantizer: type[WeightQuantizer], options: Mapping[str, Any], packer: str = "plain") -> Recipe:

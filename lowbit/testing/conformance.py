@@ -28,7 +28,8 @@ class Conformance:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # The kit's own classes are no tests when they are merely imported into a test module.
-        cls.__test__ = not cls.__module__.startswith(f"{__package__}.")
+        if "__test__" not in cls.__dict__:
+            cls.__test__ = not cls.__module__.startswith(f"{__package__}.")
         known = cls.checks()
         for name, reason in cls.skips.items():
             if name in known and name != "test_skips_name_checks_and_give_reasons" and reason.strip():

@@ -54,15 +54,15 @@ def allowed_error(dense: Tensor, x: Tensor, bias: Tensor | None, expected: Tenso
         expected: The product in float64 [..., out].
         tolerance: In float32, the share of |row| |x|.
     """
-    size = torch.linalg.vector_norm(x.double(), dim=-1, keepdim=True) * torch.linalg.vector_norm(dense, dim=-1)
+    size: Tensor = torch.linalg.vector_norm(x.double(), dim=-1, keepdim=True) * torch.linalg.vector_norm(dense, dim=-1)
     if bias is not None:
         size = size + bias.double().abs()
     allowed: Tensor = tolerance * size + 1e-30
     if x.dtype == torch.float32:
         return allowed
     step = torch.finfo(x.dtype).eps
-    allowed = 2 * step * (size + expected.abs()) + max(tolerance - TOLERANCE, 0) * size + 1e-30
-    return allowed
+    rounding: Tensor = 2 * step * (size + expected.abs())
+    return rounding + max(tolerance - TOLERANCE, 0) * size + 1e-30
 
 
 def product_error(

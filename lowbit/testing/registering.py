@@ -95,7 +95,8 @@ def registered(*items: type) -> Iterator[None]:
         yield
         return
     plugin = _Given(missing)
-    registry().register(plugin, PluginSource(f"under test {id(plugin)}", missing[0].__module__))
+    # A name that is the same each time: checkpoints tell which plugin made them.
+    registry().register(plugin, PluginSource(f"{registered_name(missing[0])}, under test", missing[0].__module__))
     try:
         yield
     finally:

@@ -65,6 +65,7 @@ class PartialBinarization(WeightQuantizer):
     """
 
     name: ClassVar[str] = "pbllm"
+    formats = ("partial-binary", "partial-binary-indexed")
     needs: StatisticsNeed = StatisticsNeed.HESSIAN
 
     class Config(FidelityConfig):

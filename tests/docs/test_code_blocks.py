@@ -96,8 +96,9 @@ def _main(arguments: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=identify)
 def test_python_blocks_are_python(page: Path) -> None:
     for block in code_blocks(page):
-        # Signatures of hooks and sketches of classes are no whole programs.
-        if block.language == "python" and "..." not in block.text and "->" not in block.text.split("\n")[0]:
+        # Signatures of hooks, sketches of classes and lines for the middle of a function are no whole programs.
+        whole = "..." not in block.text and "->" not in block.text.split("\n")[0] and not block.text.startswith(" ")
+        if block.language == "python" and whole:
             ast.parse(block.text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ from docs.code_blocks import code_blocks
 from small_models import ModelFolder, make_recipe
 
 from lowbit import CalibrationSource, DataAccess, LowbitError, TrainingStep, Workload, hookimpl
+from lowbit.contracts import EvaluationStep, QuantizedLayer
+from lowbit.embedded import task_configs
 from lowbit.packing import GenericPacker
+from lowbit.pipeline.api import resolve_grid
+from lowbit.pipeline.bench import BenchOptions, bench
 from lowbit.pipeline.quantize import HookEvents, quantize_to
 from lowbit.registry import PluginSource, Registry, registry
 
@@ -127,39 +131,86 @@ def test_the_methods_resolve(load: Load) -> None:
     assert made.method("lsq-row").presets["quick"]["distillation"]["loss"] == "kl"
 
 
-EVENTS = ("lowbit_run_started", "lowbit_block_quantized", "lowbit_distillation_step", "lowbit_run_failed")
+EVENTS = (
+    "lowbit_tokens_generated",
+    "lowbit_run_started",
+    "lowbit_block_quantized",
+    "lowbit_distillation_step",
+    "lowbit_checkpoint_finished",
+    "lowbit_run_failed",
+)
 NUMBERS = ("lowbit_diagnostics", "lowbit_output_diagnostics")
 
 
-class Steps:
-    """Keeps every step that it is told of."""
+class Witness:
+    """Keeps everything that it is told of."""
 
     def __init__(self) -> None:
-        self.seen: list[TrainingStep] = []
+        self.steps: list[TrainingStep] = []
+        self.seen: list[tuple[str, Any]] = []
+
+    @hookimpl
+    def lowbit_tokens_generated(self, recipe: Mapping[str, Any], finished: int, batches: int) -> None:
+        self.seen.append(("tokens", (recipe["method"], finished, batches)))
+
+    @hookimpl
+    def lowbit_layer_quantized(self, layer: QuantizedLayer) -> None:
+        self.seen.append(("layer", (layer.block, layer.number, layer.layers)))
 
     @hookimpl
     def lowbit_distillation_step(self, step: TrainingStep) -> None:
-        self.seen.append(step)
+        self.steps.append(step)
+
+    @hookimpl
+    def lowbit_checkpoint_finished(
+        self, recipe: Mapping[str, Any], checkpoint: Path, bits: Mapping[str, Any], cost: Mapping[str, float]
+    ) -> None:
+        assert cost["seconds"] > 0
+        self.seen.append(("checkpoint", (checkpoint / "config.json").is_file() and bits["quantized_bits"] > 1))
+
+    @hookimpl
+    def lowbit_evaluation_started(self, recipe: Mapping[str, Any], role: str, tasks: Sequence[str]) -> None:
+        self.seen.append(("started", (role, tuple(tasks))))
+
+    @hookimpl
+    def lowbit_evaluation_step(self, step: EvaluationStep) -> None:
+        self.seen.append(("answered", (step.tasks, step.unit, step.done, step.total)))
+
+    @hookimpl
+    def lowbit_evaluation_finished(self, recipe: Mapping[str, Any], role: str, results: Mapping[str, Any]) -> None:
+        self.seen.append(("finished", (role, tuple(results["results"]))))
+
+    def told(self, kind: str) -> list[Any]:
+        return [what for of, what in self.seen if of == kind]
 
 
 @pytest.fixture
-def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
-    """Registers the examples that observe, and a witness, with the process's registry."""
+def witness() -> Iterator[Witness]:
+    """A plugin that observes everything, registered with the process's registry."""
+    made = Witness()
+    registry().register(made, PluginSource("hook-witness", f"tests-{id(made)}"))
+    yield made
+    registry().unregister(made)
+
+
+@pytest.fixture
+def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Registers the examples that observe with the process's registry."""
     monkeypatch.chdir(tmp_path)
-    plugins: list[Any] = [Steps()]
+    plugins: list[Any] = []
     for hook in (*EVENTS, *NUMBERS):
         names: dict[str, Any] = {}
         exec(compile(source_of(hook), hook, "exec"), names)
         plugins.append(type(hook, (), {hook: staticmethod(names[hook])})())
     for number, plugin in enumerate(plugins):
         registry().register(plugin, PluginSource(f"example-{number}", f"tests-{id(plugin)}"))
-    yield plugins[0]
+    yield
     for plugin in plugins:
         registry().unregister(plugin)
 
 
 def test_the_observing_examples_see_a_whole_training(
-    registered: Steps, tmp_path: Path, parent: ModelFolder, capsys: pytest.CaptureFixture[str]
+    registered: None, witness: Witness, tmp_path: Path, parent: ModelFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training = {"seq_len": 16, "source": "generated", "generated": {"n_samples": 8, "batch_size": 8}}
     flags = {
@@ -170,11 +221,18 @@ def test_the_observing_examples_see_a_whole_training(
     recipe = make_recipe(parent("llama"), "lsq", **flags)
     outcome = quantize_to(recipe, tmp_path / "checkpoint", HookEvents(recipe))
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "lsq, seed 0: 3 of 3 blocks to go"
-    assert [line.split(":")[0] for line in printed[1:]] == [f"block {number} of 3" for number in (1, 2, 3)]
+    writing = [line for line in printed if line.endswith("batches of training text")]
+    assert writing[-1] == "lsq: 1 of 1 batches of training text"
+    printed = printed[len(writing) - 1 :]
+    assert printed[1] == "lsq, seed 0: 3 of 3 blocks to go"
+    assert [line.split(":")[0] for line in printed[2:5]] == [f"block {number} of 3" for number in (1, 2, 3)]
+    assert printed[5].startswith(f"{tmp_path / 'checkpoint'}: ")
+    assert witness.told("tokens")[-1] == ("lsq", 1, 1)
+    assert witness.told("layer") == [(block, number, 7) for block in range(3) for number in range(1, 8)]
+    assert witness.told("checkpoint") == [True]
     with (tmp_path / "curve.csv").open() as file:
         assert [row[0] for row in csv.reader(file)] == ["1", "2", "3"]
-    stages = [(step.stage, step.block, step.step) for step in registered.seen]
+    stages = [(step.stage, step.block, step.step) for step in witness.steps]
     assert stages == [
         *(("reconstruction", block, step) for block in range(3) for step in (1, 2)),
         *(("distillation", None, step) for step in (1, 2, 3)),
@@ -183,10 +241,26 @@ def test_the_observing_examples_see_a_whole_training(
 
 
 def test_a_failure_leaves_the_file_that_the_example_writes(
-    registered: Steps, tmp_path: Path, parent: ModelFolder
+    registered: None, tmp_path: Path, parent: ModelFolder
 ) -> None:
     (tmp_path / "taken").write_text("")
     recipe = make_recipe(parent("llama"), "rtn")
     with pytest.raises(LowbitError):
         quantize_to(recipe, tmp_path / "taken", HookEvents(recipe))
     assert (tmp_path / "FAILED").read_text().startswith("rtn: LowbitError: ")
+
+
+def test_an_evaluation_is_told_from_start_to_end(tmp_path: Path, witness: Witness) -> None:
+    flags = {"eval": {"tasks": "smallworld_choice", "limit": 4, "bootstrap_iters": 0}}
+    rows = list(bench(resolve_grid(None, "rtn", flags), BenchOptions(tmp_path, extra_tasks=task_configs())))
+    assert [row.error for row in rows] == [None, None]
+    task = ("smallworld_choice",)
+    for kind in ("started", "finished"):
+        assert witness.told(kind) == [("parent", task), ("quantized", task)]
+    answered = witness.told("answered")
+    assert {(tasks, unit) for tasks, unit, _, _ in answered} == {(task, "requests")}
+    done, total = [step[2] for step in answered], answered[-1][3]
+    assert total >= 4
+    assert max(done) == done[-1] == total
+    assert done.count(total) == 2, "parent and quantized model each answer all requests"
+    assert witness.told("checkpoint") == [True]

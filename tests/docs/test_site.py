@@ -102,7 +102,7 @@ def test_equations_are_text_in_the_page(site: Path) -> None:
 
 def test_every_public_name_is_in_the_reference() -> None:
     page = (DOCS / "api" / "lowbit.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"^::: lowbit\.(?:[\w.]+\.)?(\w+)$", page, re.MULTILINE)) == sorted(lowbit.__all__)
+    assert set(lowbit.__all__) <= set(re.findall(r"^::: lowbit\.(?:[\w.]+\.)?(\w+)$", page, re.MULTILINE))
 
 
 def test_every_public_name_of_the_conformance_kit_is_in_the_reference() -> None:

@@ -81,12 +81,16 @@ def launch(root: Path, number: int, attempt: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment())
 
 
+def ends_of_logs(root: Path) -> dict[str, str]:
+    return {log.name: log.read_text()[-1000:] for log in sorted(root.glob("log-*"))}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", range(3))
 def test_eight_processes_of_which_some_are_killed(tmp_path: Path, trial: int) -> None:
     drawn = random.Random(trial)
     begun = time.monotonic()
-    assert launch(tmp_path, 99, 0).wait() == 0
+    assert launch(tmp_path, 99, 0).wait() == 0, ends_of_logs(tmp_path)
     length = time.monotonic() - begun
     for file in (tmp_path / "results").rglob("*"):
         if file.is_file():
@@ -103,15 +107,14 @@ def test_eight_processes_of_which_some_are_killed(tmp_path: Path, trial: int) ->
             processes[number].kill()
             killed.append(number)
     first = {number: process.wait() for number, process in processes.items()}
-    logs = {log.name: log.read_text()[-2000:] for log in tmp_path.glob("log-*")}
-    assert set(first.values()) <= {0, -signal.SIGKILL}, logs
+    assert set(first.values()) <= {0, -signal.SIGKILL}, ends_of_logs(tmp_path)
     finished = Counter(number for number, status in first.items() if status == 0)
     check_directory(tmp_path / "results", finished, Counter(list(first)))
     left = sorted(str(file.relative_to(tmp_path)) for kind in ("*.tmp", "*.lock") for file in tmp_path.rglob(kind))
     print(f"alone {length:.0f} s; killed {killed} after {[round(m) for m, _ in moments]} s; they left {left}")
     again = {number: launch(tmp_path, number, 1) for number, status in first.items() if status != 0}
     second = {number: process.wait() for number, process in again.items()}
-    assert set(second.values()) <= {0}
+    assert set(second.values()) <= {0}, ends_of_logs(tmp_path)
     check_directory(tmp_path / "results", finished + Counter(list(second)), Counter([*first, *second]))
     check_nothing_left(tmp_path / "results")
     count = len(read_results(tmp_path / "results").results)

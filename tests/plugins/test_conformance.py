@@ -11,7 +11,9 @@ from plugins.matrices import assert_packs, gaussian, packers_for
 from lowbit.packing.dense import DenseWeight
 from lowbit.recipe import resolve_recipe
 from lowbit.registry import registry
-from lowbit.testing import Conformance, FormatConformance, QuantizerConformance
+from lowbit.testing import Conformance, FormatConformance
+from lowbit.testing.matrix_checks import MatrixChecks
+from lowbit.testing.packing_checks import PackingChecks
 from lowbit.testing.suites import suites_of
 
 KINDS = ("weight quantizer", "packer", "kernel")
@@ -36,11 +38,13 @@ def suites() -> Iterator[tuple[str, type[Conformance]]]:
         method = registry().method(name)
         if method.quantizer is not None and method.options:
             options = {"quantizer": registry().quantizer(method.quantizer), "options": method.options}
-            yield f"quantizer of method {name}", type("Method", (QuantizerConformance,), options)
+            yield f"quantizer of method {name}", type("Method", (MatrixChecks, PackingChecks), options)
 
 
 class DenseConformance(FormatConformance):
     """`DenseWeight` is what a quantizer returns that has no format yet."""
+
+    __test__ = False
 
     def examples(self) -> Mapping[str, DenseWeight]:
         return {"DenseWeight(gaussian(3, 37).half(), 2)": DenseWeight(gaussian(3, 37).half(), 2)}

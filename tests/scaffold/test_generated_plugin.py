@@ -41,10 +41,6 @@ def test_its_own_tests_pass(environment: PluginEnvironment) -> None:
     assert "failed" not in printed
 
 
-def test_the_check_of_its_contracts_passes(environment: PluginEnvironment) -> None:
-    assert environment.succeed("lowbit", "plugins", "check", NAME, cwd=environment.folder)
-
-
 def test_it_is_benched_through_its_entry_point_with_bits_from_the_file(environment: PluginEnvironment) -> None:
     record = environment.bench(NAME)
     assert record["bits"]["quantized_bits"] == pytest.approx(2 + 16 / 64)
