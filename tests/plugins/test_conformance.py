@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from plugins.matrices import assert_packs, gaussian, packers_for
+from plugins.matrices import assert_packs, assert_same, gaussian, packers_for
 
 from lowbit.packing.dense import DenseWeight
 from lowbit.recipe import resolve_recipe
@@ -93,3 +93,9 @@ def test_every_method_packs_with_its_own_packer(quantize: Any, name: str) -> Non
     quantized = quantize(recipe.quantizer.name, gaussian(8, 172), **recipe.quantizer.options)
     assert recipe.packer.name in {packer.name for packer in packers_for(quantized)}
     assert_packs(quantized)
+
+
+@pytest.mark.parametrize("name", sorted(registry().table("weight quantizer")))
+def test_a_strided_weight_gives_the_same_bits(quantize: Any, name: str) -> None:
+    weight = gaussian(6, 100)
+    assert_same(quantize(name, weight), quantize(name, weight.t().contiguous().t()))

@@ -47,7 +47,7 @@
       for (const step of layer.transform ?? []) {
         if (!step.window) continue;
         for (const one of step.window) if (one.as === "best") one.op = metric.lower ? "min" : "max";
-        for (const one of step.sort) if (one.field === "y") one.order = metric.lower ? "ascending" : "descending";
+        for (const one of step.sort ?? []) if (one.field === "y") one.order = metric.lower ? "ascending" : "descending";
       }
     }
     const names = named(spec, "parents").mark;
