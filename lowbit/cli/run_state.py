@@ -43,9 +43,9 @@ class Counter:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds that the rest takes at the pace so far; `None` before the first piece, or without a total."""
+        """Seconds that the rest takes at the pace so far; `None` before the first, after the last, or without a total."""
         done = self.done - self._first
-        if self.total is None or done <= 0:
+        if self.total is None or done <= 0 or self.done >= self.total:
             return None
         return max(0.0, self.elapsed / done * (self.total - self.done))
 

@@ -131,7 +131,8 @@ def failure_reported(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        registry().notify("lowbit_run_failed", recipe=recipe.to_dict(), error=error)
+        if is_main_process():
+            registry().notify("lowbit_run_failed", recipe=recipe.to_dict(), error=error)
         raise
 
 

@@ -24,14 +24,16 @@ class Axes:
     log: bool = False
     lower_is_better: bool = True
     several_models: bool = True
+    x_domain: tuple[float, float] | None = None
+    y_domain: tuple[float, float] | None = None
 
 
 def pareto_chart(axes: Axes) -> dict[str, Any]:
     """Return quality against size: rows `points` with x, y and who they are, `parents` with y and a label."""
     best = "min" if axes.lower_is_better else "max"
     order: Literal["ascending", "descending"] = "ascending" if axes.lower_is_better else "descending"
-    x = alt.X("x:Q", title=axes.x, scale=alt.Scale(zero=False, padding=24), axis=alt.Axis(tickCount=8))
-    y = alt.Y("y:Q", title=axes.y, scale=_scale(axes.log, padding=24), axis=alt.Axis(tickCount=7))
+    x = alt.X("x:Q", title=axes.x, scale=_scale(False, axes.x_domain, padding=24), axis=alt.Axis(tickCount=8))
+    y = alt.Y("y:Q", title=axes.y, scale=_scale(axes.log, axes.y_domain, padding=24), axis=alt.Axis(tickCount=7))
     # No quantized model is expected beyond its parent; there is room for the name.
     beyond: Literal["top", "bottom"] = "top" if axes.lower_is_better else "bottom"
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("method", "model", "settings", "seed", "run with", "run")]
@@ -183,8 +185,10 @@ def bits_chart(bars: int = 1) -> dict[str, Any]:
     return _specification(chart)
 
 
-def _scale(log: bool, **options: Any) -> alt.Scale:
+def _scale(log: bool, domain: tuple[float, float] | None = None, **options: Any) -> alt.Scale:
     """Return a scale that need not begin at zero; a logarithmic one cannot."""
+    if domain is not None:
+        options["domain"] = list(domain)
     return alt.Scale(type="log", **options) if log else alt.Scale(type="linear", zero=False, **options)
 
 

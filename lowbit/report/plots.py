@@ -131,12 +131,29 @@ def _pareto(content: Content) -> Iterator[tuple[str, dict[str, Any], Mapping[str
         log = _spans_decades(values)
         title = dict(size_axes(rows))["file"]
         models = len({point["model"] for point in points})
-        axes = Axes(title, axis_title(column), log, column.higher_is_better is False, models > 1)
+        axes = Axes(
+            x=title,
+            y=axis_title(column),
+            log=log,
+            lower_is_better=column.higher_is_better is False,
+            several_models=models > 1,
+            x_domain=_around([point["x"] for point in points]),
+            y_domain=_around(values),
+        )
         yield "pareto", pareto_chart(axes), {"points": points, "parents": list(parents.values())}
 
 
 def _spans_decades(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) >= 10 * min(values)
+
+
+def _around(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return a domain about one single value, of which a scale would have no length; `None` for several."""
+    value = values[0]
+    if value == 0 or any(other != value for other in values):
+        return None
+    low, high = sorted((0.9 * value, 1.1 * value))
+    return low, high
 
 
 def bits_items(content: Content) -> list[dict[str, Any]]:

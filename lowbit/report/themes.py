@@ -48,6 +48,8 @@ def theme_config(theme: Theme, ground: bool = False) -> dict[str, Any]:
             "titleFontWeight": 500,
             "labelLimit": 220,
             "symbolSize": 90,
+            "symbolBaseFillColor": muted,
+            "symbolBaseStrokeColor": muted,
         },
         "title": {"color": text, "fontSize": 14, "fontWeight": 600, "anchor": "start", "subtitleColor": muted},
         "range": {"category": colours, "symbol": SHAPES},

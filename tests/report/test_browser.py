@@ -180,6 +180,7 @@ def test_the_axes_of_the_plot_are_the_readers_choice(browser: Any, report: Path)
     assert "parent small" in plot.text_content()
     page.select_option("#pareto-y", "mean accuracy 0")
     page.select_option("#pareto-x", "bytes")
+    page.locator("#pareto-plot").scroll_into_view_if_needed()
     playwright.expect(plot).to_contain_text("higher is better")
     playwright.expect(plot).to_contain_text("file size in megabytes")
     assert found.complaints == []

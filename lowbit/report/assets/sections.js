@@ -10,6 +10,12 @@
 
   const spansDecades = (values) => Math.min(...values) > 0 && Math.max(...values) >= 10 * Math.min(...values);
 
+  // A scale of one single value would have no length.
+  function around(values) {
+    const value = values[0];
+    return value !== 0 && values.every((other) => other === value) ? { domain: [0.9 * value, 1.1 * value].sort((a, b) => a - b) } : {};
+  }
+
   // Quality against size.
   for (const size of data.sizes) element("pareto-x").append(new Option(size.title, size.key));
   if (data.y !== null) element("pareto-y").value = data.y;
@@ -41,9 +47,12 @@
     const models = new Set(points.map((point) => point.model)).size;
     for (const layer of spec.layer) {
       const { x, y } = layer.encoding;
-      if (x?.field) x.title = size.title;
+      if (x?.field) {
+        x.title = size.title;
+        Object.assign(x.scale, around(points.map((point) => point.x)));
+      }
       y.title = metric.title;
-      y.scale = { type: log ? "log" : "linear", padding: 24, ...(log ? {} : { zero: false }) };
+      y.scale = { type: log ? "log" : "linear", padding: 24, ...(log ? {} : { zero: false }), ...around(values) };
       for (const step of layer.transform ?? []) {
         if (!step.window) continue;
         for (const one of step.window) if (one.as === "best") one.op = metric.lower ? "min" : "max";
