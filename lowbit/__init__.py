@@ -82,14 +82,15 @@ if TYPE_CHECKING:
     from lowbit.quantization.parallel import map_chunks
     from lowbit.quantization.scale_dtype import ScaleDtype, storable_dtype
     from lowbit.recipe import Recipe
+    from lowbit.tracking import RunTracker
 
 _HOMES = {
     "lowbit.contracts": (
         "BitPlanes Bits CalibrationSource Codes DataAccess DenseWeight DistillationBatch DistillationLoss "
-        "DistillationSettings EvaluationStep FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics Method "
-        "PackedProduct PackedWeight Packer Parametrization PlaneForm PublishedCell PublishedFile PublishedProtocol "
-        "PublishedResults QuantizedBlock QuantizedLayer QuantizedWeight RowTiles Scales SparseCodes StatisticsNeed Support "
-        "TensorLayout TokenLoss TrainingStep WeightQuantizer Workload training_presets"
+        "DistillationSettings EvaluationStep FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics "
+        "Method PackedProduct PackedWeight Packer Parametrization PlaneForm PublishedCell PublishedFile "
+        "PublishedProtocol PublishedResults QuantizedBlock QuantizedLayer QuantizedWeight RowTiles Scales SparseCodes StatisticsNeed "
+        "Support TensorLayout TokenLoss TrainingStep WeightQuantizer Workload training_presets"
     ),
     "lowbit.errors": "LowbitError QuantizationWarning",
     "lowbit.hookspecs": "hookimpl",
@@ -106,6 +107,7 @@ _HOMES = {
     "lowbit.quantization.parallel": "map_chunks",
     "lowbit.quantization.scale_dtype": "ScaleDtype storable_dtype",
     "lowbit.recipe": "Recipe",
+    "lowbit.tracking": "RunTracker",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -150,6 +152,7 @@ __all__ = [
     "Recipe",
     "RoundColumn",
     "RowTiles",
+    "RunTracker",
     "ScaleDtype",
     "Scales",
     "SparseCodes",

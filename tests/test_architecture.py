@@ -28,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "hookspecs": {"contracts"},
     "observers": {"errors", "hookspecs"},
     "registry": BASE | {"hookspecs", "observers"},
+    "tracking": BASE | {"hookspecs"},
     "recipe": BASE | {"registry"},
     "models": BASE,
     "calibration": BASE | {"models", "hookspecs", "hub"},
