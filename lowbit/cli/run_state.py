@@ -43,7 +43,7 @@ class Counter:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds that the rest takes at this pace; `None` before the first piece, at the end, or where no total is known."""
+        """Seconds that the rest takes at this pace; `None` before the first piece, at the end, or without a total."""
         done = self.done - self._first
         if self.total is None or done <= 0 or self.done >= self.total:
             return None
