@@ -90,7 +90,8 @@ _HOMES = {
         "DistillationSettings EvaluationStep FidelityConfig FormatSpec Indices Kernel LayerReport LayerStatistics "
         "Method PackedProduct PackedWeight Packer Parametrization PlaneForm PublishedCell PublishedFile "
         "PublishedProtocol PublishedResults QuantizedBlock QuantizedLayer QuantizedWeight RowTiles Scales "
-        "SparseCodes StatisticsNeed Support TensorLayout TokenLoss TrainingStep WeightQuantizer Workload training_presets"
+        "SparseCodes StatisticsNeed Support TensorLayout TokenLoss TrainingStep WeightQuantizer Workload "
+        "training_presets"
     ),
     "lowbit.errors": "LowbitError QuantizationWarning",
     "lowbit.hookspecs": "hookimpl",

@@ -39,7 +39,7 @@ class RunLines:
         self._detailed = verbosity >= Verbosity.VERBOSE
         self._blocks = blocks or self._detailed
         self._clock = clock
-        self._said = clock()
+        self._said = self._began = clock()
 
     def _counter(self, text: str, total: int | None, done: int = 0) -> Counter:
         return Counter(text, total, done, self._clock)
