@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lowbit.contracts.training import DistillationSettings, ReconstructionSettings, TrainingDataSettings
 from lowbit.recipe.evaluation import EvaluationSettings
@@ -57,6 +57,12 @@ class PackerSettings(_Section):
     """Which packer lays out the quantized weights."""
 
     name: str = Field("plain", description="registered packer; `plain` serves every format")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_a_name(cls, value: object) -> object:
+        """Take a name alone for the packer of that name."""
+        return {"name": value} if isinstance(value, str) else value
 
 
 class Recipe(_Section):

@@ -171,7 +171,8 @@ def test_a_format_that_nobody_registered_is_refused() -> None:
 
 def test_a_kernel_that_throws_when_asked_is_refused_with_its_own_error() -> None:
     with registered(ThrowingKernel):
-        found = select(kernels="test-throwing", losses=NO_LOSS, packers="plain")
+        found = select(quantizers=QUANTIZERS[0], kernels="test-throwing", losses=NO_LOSS, packers="plain")
+        assert found
         assert all("KeyError" in one.refusals["kernel"] for one in found)
 
 

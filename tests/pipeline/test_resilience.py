@@ -68,7 +68,7 @@ def test_a_quantizer_that_raises_anything_becomes_a_failed_row(tmp_path: Path) -
 
 
 def test_a_parent_that_fails_does_not_take_the_others_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lowbit.pipeline.bench as room
+    import lowbit.pipeline.observed_evaluation as room
 
     broken = tmp_path / "broken"
     shutil.copytree(model_path(), broken)

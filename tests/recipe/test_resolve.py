@@ -294,3 +294,9 @@ def test_a_file_that_contains_itself_is_refused(plugins: Registry, tmp_path: Pat
     path.write_text(text, encoding="utf-8")
     with pytest.raises(LowbitError):
         resolve_recipe(plugins, None, read_recipe_file(path))
+
+
+@pytest.mark.parametrize("text", ["packer=interleaved", "packer.name=interleaved"])
+def test_a_packer_is_named_alone_or_under_its_key(text: str) -> None:
+    recipe = resolve_recipe(registry(), "dbllm-ptq", overrides=[parse_override(text)])
+    assert recipe.packer.name == "interleaved"
