@@ -7,7 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -48,7 +48,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         _flush(temporary)
         temporary.replace(path)
     except Exception as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # Where even the name is refused, the first error is the one to tell.
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise LowbitError(f"cannot write {path}: {error}; nothing half-written was left") from error
         raise
@@ -69,7 +70,8 @@ def open_whole(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # Where even the name is refused, the first error is the one to tell.
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise LowbitError(f"cannot write {path}: {error}; nothing half-written was left") from error
         raise

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit.durable import one_at_a_time, temporary_name
+from lowbit.durable import one_at_a_time, open_whole, temporary_name, write_text
 from lowbit.errors import LowbitError
 
 FORK = multiprocessing.get_context("fork")
@@ -84,3 +84,11 @@ def test_temporary_names_differ_also_where_process_numbers_are_equal(tmp_path: P
     names = {temporary_name(tmp_path / "file.json").name for _ in range(100)}
     assert len(names) == 100
     assert all(name.startswith("file.json.") and name.endswith(".tmp") for name in names)
+
+
+def test_a_name_that_is_too_long_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 240 + ".csv")
+    with pytest.raises(LowbitError, match=r"cannot write .*too long"):
+        write_text(path, "text")
+    with pytest.raises(LowbitError, match=r"cannot write .*too long"), open_whole(path):
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ FORMATS = ("table", "json", "markdown", "csv")
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print it."
 )
-@click.option("--resamples", type=click.IntRange(min=100), default=10_000, show_default=True, help="Bootstrap draws.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides the bootstrap's draws.")
+@click.option("--resamples", type=click.IntRange(min=100), default=10_000, show_default=True, help="Number of draws.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the draws.")
 def command(**values: Any) -> int:
     """Say whether runs differ by more than chance, on the same documents; all against the first one.
 
@@ -47,28 +48,41 @@ def _find(text: str, folder: Path) -> StoredResult:
     from lowbit.results.store import read_result, read_results
 
     path = Path(text)
-    if path.is_file():
-        result = read_result(path)
+    if _is(path.is_file):
+        try:
+            result = read_result(path)
+        except LowbitError as error:
+            raise LowbitError(f"{path} {error}") from error
         if result is None:
             raise LowbitError(f"{path} is no result: it has no section `results` of tasks and their metrics")
         return result
-    if path.is_dir():
+    if _is(path.is_dir):
         inside = read_results(path)
         if len(inside.results) == 1:
             return inside.results[0]
         listed = ", ".join(f"{run.identity} ({run.model} {run.method})" for run in inside.results) or "none"
-        raise LowbitError(f"{path} holds {len(inside.results)} results where one was expected: {listed}")
-    if not folder.exists():
+        raise LowbitError(
+            f"{path} holds {len(inside.results)} results where one was expected: {listed}{inside.told_unreadable}"
+        )
+    if not _is(folder.exists):
         raise LowbitError(f"{text} is no file and no folder, and to look it up as an identity --results DIR is needed")
     return read_results(folder).find(text)
 
 
+def _is(question: Callable[[], bool]) -> bool:
+    """Ask something about a path; a name that no file can have is none of a file."""
+    try:
+        return question()
+    except (OSError, ValueError):
+        return False
+
+
 def _beside(runs: list[StoredResult]) -> list[StoredResult]:
-    """Return the results in the directories that the runs lie in, where runs with other seeds are."""
-    from lowbit.results.store import read_results
+    """Return the results in the folders that the runs lie in, where runs with other seeds are."""
+    from lowbit.results.store import read_neighbours
 
     folders = {run.path.resolve().parent for run in runs}
-    return [result for folder in sorted(folders) for result in read_results(folder).results]
+    return [result for folder in sorted(folders) for result in read_neighbours(folder)]
 
 
 def _show(compared: ComparedRuns, form: str) -> None:

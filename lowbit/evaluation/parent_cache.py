@@ -15,6 +15,7 @@ from typing import Any
 from lm_eval.utils import handle_non_serializable
 
 from lowbit.durable import TEMPORARY_SUFFIX, make_directory, one_at_a_time, write_text
+from lowbit.evaluation.corpora import PerplexityTask
 from lowbit.evaluation.prepare import PreparedTasks, documents_of
 from lowbit.recipe.evaluation import EvaluationSettings
 
@@ -39,8 +40,20 @@ def document_hashes(prepared: PreparedTasks, settings: EvaluationSettings) -> di
             digest.update(_to_json(list(getattr(sampler, "df", []))).encode())
         hashes[name] = digest.hexdigest()
     for perplexity in prepared.perplexities:
-        hashes[perplexity.name] = hashlib.sha256(perplexity.text.encode()).hexdigest()
+        digest = hashlib.sha256(perplexity.text.encode())
+        digest.update(_chosen_windows(perplexity, settings).encode())
+        hashes[perplexity.name] = digest.hexdigest()
     return hashes
+
+
+def _chosen_windows(perplexity: PerplexityTask, settings: EvaluationSettings) -> str:
+    """Return the windows that are asked for by number, as text; empty where none are."""
+    samples = settings.samples or {}
+    if perplexity.name in samples:
+        return repr(samples[perplexity.name])
+    # A context length that comes from the model is not known here: it may be any of those that are named.
+    named = {name: windows for name, windows in samples.items() if name.partition("@")[0] == perplexity.base_name}
+    return repr(sorted(named.items())) if named else ""
 
 
 def cache_key(model_sha: str, prepared: PreparedTasks, settings: EvaluationSettings, dtype: str) -> str:

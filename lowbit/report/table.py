@@ -11,6 +11,7 @@ from lowbit.report.numbers import MISSING, bytes_text, finite, number_text
 from lowbit.results.leaderboard_columns import Column, Measurement, measurements, metric_columns, primary_columns
 from lowbit.results.protocol import model_protocol, recipe_of_checkpoint
 from lowbit.results.store import StoredResult
+from lowbit.results.task_groups import tasks_inside_groups
 
 NOT_COMPARED = frozenset({"backend"})
 
@@ -105,7 +106,7 @@ def build_table(results: Sequence[StoredResult]) -> ReportTable:
     """Make the table; rows are grouped by model, parents first, then the best in the first metric."""
     measured = measurements(results)
     offered = metric_columns(measured)
-    parts = _members_of_groups(results)
+    parts = tasks_inside_groups(results)
     primary = {column for several in primary_columns(offered).values() for column in several}
     metrics = [column for several in offered.values() for column in several]
     metrics.sort(key=lambda column: (column not in primary or column.task in parts, column.higher_is_better is True))
@@ -168,17 +169,6 @@ def _metric_cell(result: StoredResult, column: Column, measured: Mapping[str, Se
 
 def _is_accuracy(column: Column) -> bool:
     return column.metric_key.startswith("acc") or column.metric_key.startswith("exact_match")
-
-
-def _members_of_groups(results: Sequence[StoredResult]) -> set[str]:
-    """Return tasks that a group sums up: they are not shown at first, and count in means through their group only."""
-    return {
-        str(task)
-        for result in results
-        for group, tasks in (result.harness.get("group_subtasks") or {}).items()
-        for task in tasks
-        if group in (result.harness.get("groups") or {}) and task != group
-    }
 
 
 def _means(

@@ -11,16 +11,17 @@ from lowbit.results.protocol import TaskProtocol, family, task_protocol
 from lowbit.results.samples import DocumentValues, TaskSamples, read_task_samples
 from lowbit.results.significance import (
     RESAMPLES,
-    BootstrapDifference,
     McNemar,
-    bootstrap_difference,
+    PairedDifference,
     holm,
     mcnemar_exact,
+    paired_difference,
 )
 from lowbit.results.store import StoredResult
 
 LEVEL = 0.05
-_ASKED_ALIKE = frozenset({"version", "few-shot", "data", "system instruction", "generation"})
+FEW_DOCUMENTS = 20
+_ASKED_ALIKE = frozenset({"version", "few-shot", "data", "prompt", "system instruction", "generation"})
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Comparison:
         second: The run that is compared with it.
         values: The metric of the first and of the second run.
         documents: How many documents both answered.
-        bootstrap: The difference and its interval.
+        difference: The difference, its interval, and its p value by permutation.
         mcnemar: The exact test, where each document is right or wrong.
         p_corrected: The p value by Holm's correction over all runs that are compared with the first; with one run, the
             p value itself.
@@ -48,26 +49,26 @@ class Comparison:
     second: StoredResult
     values: tuple[float, float]
     documents: int
-    bootstrap: BootstrapDifference
+    difference: PairedDifference
     mcnemar: McNemar | None
     p_corrected: float
 
     @property
     def test(self) -> str:
         """The test that the p value is of."""
-        return "bootstrap" if self.mcnemar is None else "McNemar exact"
+        return "permutation" if self.mcnemar is None else "McNemar exact"
 
     @property
     def p_value(self) -> float:
-        """McNemar's where it applies, else the bootstrap's."""
-        return self.bootstrap.p_value if self.mcnemar is None else self.mcnemar.p_value
+        """McNemar's where it applies, else the permutation test's."""
+        return self.difference.p_value if self.mcnemar is None else self.mcnemar.p_value
 
     @property
     def verdict(self) -> str:
         """`better` or `worse` than the first run at the 5 % level, else `no difference shown`."""
-        if self.p_corrected >= LEVEL or self.bootstrap.difference == 0:
+        if self.p_corrected >= LEVEL or self.difference.difference == 0:
             return "no difference shown"
-        return "better" if (self.bootstrap.difference > 0) == self.higher_is_better else "worse"
+        return "better" if (self.difference.difference > 0) == self.higher_is_better else "worse"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def compare_runs(
         runs: Two or more.
         others: The results beside them, among which runs of the same recipes with other seeds are looked for.
         tasks: The tasks to compare; none means those that all runs have.
-        seed: Decides the bootstrap's draws.
+        seed: Decides the draws.
         resamples: Number of draws.
 
     Raises:
@@ -116,6 +117,11 @@ def compare_runs(
     rows: list[Comparison] = []
     for task in common:
         rows.extend(_compare_task(runs, task, seed, resamples, notes))
+    notes += [
+        f"{task} has {documents} documents: the interval is rough, and may be too narrow"
+        for task, documents in {row.task: row.documents for row in rows}.items()
+        if documents < FEW_DOCUMENTS
+    ]
     if not rows:
         raise LowbitError(f"no metric of {', '.join(common)} can be compared: {'; '.join(notes)}")
     warnings = _seed_warnings(rows, [*others, *runs])
@@ -179,7 +185,7 @@ def _compare_metric(
     for run, second in zip(runs[1:], values[1:], strict=True):
         binary = first.is_binary and second.is_binary
         exact = mcnemar_exact(first.values, second.values) if binary else None
-        drawn = bootstrap_difference(first, second, seed, resamples)
+        drawn = paired_difference(first, second, seed, resamples)
         pair = (first.total, second.total)
         row = Comparison(task, metric, higher, runs[0], run, pair, len(first.values), drawn, exact, 1.0)
         rows.append(row)
@@ -200,8 +206,8 @@ def _require_same_questions(first: StoredResult, second: StoredResult, task: str
 def _differing(one: TaskProtocol, other: TaskProtocol) -> frozenset[str]:
     """Return the settings in which two protocols differ; what one file does not say differs from nothing."""
     before, now = dict(one.settings), dict(other.settings)
-    known_data = "data" in before and "data" in now
-    names = _ASKED_ALIKE if known_data else _ASKED_ALIKE - {"data"}
+    unknown = {name for name in ("data", "prompt") if name not in before or name not in now}
+    names = _ASKED_ALIKE - unknown
     # A smaller number of documents is told apart below, by the documents themselves.
     same_number = before.get("documents") == now.get("documents")
     names = names if same_number else names - {"data"}
@@ -240,7 +246,7 @@ def _seed_warnings(rows: Sequence[Comparison], known: Sequence[StoredResult]) ->
             if run.seed is None:
                 continue
             values = _values_by_seed(list(families[family(run)].values()), run, row)
-            spread, gap = max(values) - min(values), abs(row.bootstrap.difference)
+            spread, gap = max(values) - min(values), abs(row.difference.difference)
             if len(values) > 1 and spread > gap:
                 yield (
                     f"{row.task} {row.metric}: {len(values)} seeds of {run.method} on {run.model} lie {spread:.4g} "

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lowbit.results.comparison import ComparedRuns, Comparison
 from lowbit.results.store import StoredResult
+from lowbit.results.table_text import csv_row, escape_markdown
 
 TITLES = ("task", "metric", "run", "first", "run's", "difference", "95 % interval", "p", "test", "documents", "verdict")
 
@@ -32,6 +33,8 @@ def explanations(compared: ComparedRuns) -> list[str]:
     """Return what a reader must know beside the table: the runs, the tests, what was left out."""
     lines = [f"{run.identity}: {_label(run)} ({run.path})" for run in compared.runs]
     lines.append("difference: run's minus first; interval: paired bootstrap over documents")
+    if any(row.mcnemar is None for row in compared.rows):
+        lines.append("permutation: how often a difference as large comes of exchanging the two answers to documents")
     if any(row.mcnemar is not None for row in compared.rows):
         lines.append("McNemar exact: of the documents on which both disagree, in brackets only first:only run right")
     if len(compared.runs) > 2:
@@ -46,19 +49,20 @@ def to_markdown(compared: ComparedRuns) -> str:
     """Return the table and what must be known beside it as Markdown."""
     corrected = len(compared.runs) > 2
     titles = _titles(corrected)
-    lines = [titles, ["---"] * 3 + ["---:"] * (len(titles) - 3), *(_cells(row, corrected) for row in compared.rows)]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    lines = [titles, ["---"] * 3 + ["---:"] * (len(titles) - 3)]
+    lines += [[escape_markdown(cell) for cell in _cells(row, corrected)] for row in compared.rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     told = [*explanations(compared), *(f"warning: {warning}" for warning in compared.warnings)]
-    return table + "\n\n" + "\n".join(f"- {line}" for line in told) + "\n"
+    return table + "\n\n" + "\n".join(f"- {escape_markdown(line)}" for line in told) + "\n"
 
 
 def to_csv(compared: ComparedRuns) -> str:
     """Return one line a comparison, numbers in full."""
     rows = [_plain(row) for row in compared.rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(rows[0])
+    writer.writerows(csv_row(row.values()) for row in rows)
     return text.getvalue()
 
 
@@ -78,7 +82,7 @@ def _titles(corrected: bool) -> list[str]:
 
 
 def _cells(row: Comparison, corrected: bool) -> list[str]:
-    drawn = row.bootstrap
+    drawn = row.difference
     test = row.test if row.mcnemar is None else f"{row.test} ({row.mcnemar.only_first}:{row.mcnemar.only_second})"
     return [
         row.task,
@@ -111,10 +115,10 @@ def _plain(row: Comparison) -> dict[str, Any]:
         "method": row.second.method,
         "first_value": row.values[0],
         "run_value": row.values[1],
-        "difference": row.bootstrap.difference,
-        "lower_95": row.bootstrap.lower,
-        "upper_95": row.bootstrap.upper,
-        "bootstrap_p": row.bootstrap.p_value,
+        "difference": row.difference.difference,
+        "lower_95": row.difference.lower,
+        "upper_95": row.difference.upper,
+        "permutation_p": row.difference.p_value,
         "mcnemar_p": None if exact is None else exact.p_value,
         "only_first_right": None if exact is None else exact.only_first,
         "only_run_right": None if exact is None else exact.only_second,

@@ -22,6 +22,7 @@ from lowbit.results.leaderboard_columns import (
 )
 from lowbit.results.protocol import family, model_protocol, parent_key, recipe_of_checkpoint
 from lowbit.results.store import StoredResult
+from lowbit.results.task_groups import tasks_inside_groups
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,10 @@ def build_leaderboard(
     """
     measured = measurements(results)
     offered = metric_columns(measured)
-    chosen = choose_columns(list(columns) or default_names(offered), offered)
+    parts = tasks_inside_groups(results)
+    chosen = choose_columns(list(columns) or default_names(offered, parts), offered)
     order = None if sort is None else choose_columns([sort.removeprefix("-")], offered)[0]
-    primary = [column for several in primary_columns(offered).values() for column in several]
+    primary = [c for task, several in primary_columns(offered).items() if task not in parts for c in several]
     sources = Sources(measured, primary, runs)
     groups = []
     for model, members in _by_model(results).items():
@@ -219,11 +221,12 @@ def _best(rows: Sequence[LeaderboardRow], columns: Sequence[Column]) -> Iterable
     for position, column in enumerate(columns):
         shown: dict[int, float] = {}
         # Means over other tasks do not compete with those that most rows have.
-        kinds = Counter(row.cells[position].notes for row in rows if not row.is_parent and row.cells[position].seeds)
+        cells = [row.cells[position] for row in rows if not row.is_parent]
+        kinds = Counter(cell.notes for cell in cells if cell.seeds and cell.ranked)
         usual = kinds.most_common(1)[0][0] if kinds and column.key in (RECOVERY, MEAN_ACCURACY) else None
         for number, row in enumerate(rows):
             value = row.cells[position].value
-            if column.higher_is_better is None or row.is_parent:
+            if column.higher_is_better is None or row.is_parent or not row.cells[position].ranked:
                 continue
             if usual is not None and row.cells[position].notes != usual:
                 continue

@@ -31,12 +31,14 @@ class Cell:
         deviation: Standard deviation over seeds; `None` for fewer than two.
         seeds: How many seeds the number is a mean of.
         notes: Numbers of footnotes.
+        ranked: Whether it competes for the best value.
     """
 
     value: float | str | None
     deviation: float | None = None
     seeds: int = 0
     notes: tuple[int, ...] = ()
+    ranked: bool = True
 
 
 @dataclass
@@ -75,10 +77,29 @@ def make_cell(column: Column, runs: Sequence[StoredResult], label: str, sources:
     if column.key in (RECOVERY, MEAN_ACCURACY):
         return _mean_over_tasks(column, runs, sources)
     found = _measured(column, runs, sources)
-    values = [(run, one.recovery if column.of_recovery else one.metric.value) for run, one in found]
-    cell = _mean_over_seeds([(run, value) for run, value in values if value is not None], sources)
+    cell = _recovered(found, sources)
+    if not column.of_recovery:
+        cell = _mean_over_seeds([(run, one.metric.value) for run, one in found], sources)
     shots = sorted({one.fewshot_seed for _, one in found if one.fewshot_seed is not None})
-    return cell if len(shots) < 2 else replace(cell, notes=sources.note(OTHER_SEEDS + ", ".join(shots)))
+    return cell if len(shots) < 2 else replace(cell, notes=(*cell.notes, *sources.note(OTHER_SEEDS + ", ".join(shots))))
+
+
+def _recovered(found: Sequence[tuple[StoredResult, Measurement]], sources: Sources) -> Cell:
+    """Average recovery over seeds; where a seed's value is not finite, a footnote says so and nothing is ranked."""
+    # What a run without its parent's value says nothing of, an earlier run of that seed may say.
+    known = [(run, one.recovery) for run, one in found if one.recovery is not None or not _is_finite(one)]
+    latest = {run.seed if sources.runs == "mean" else None: percent for run, percent in known}
+    lost = {seed for seed, percent in latest.items() if percent is None}
+    key = (lambda run: run.seed) if sources.runs == "mean" else (lambda run: None)
+    cell = _mean_over_seeds([(run, p) for run, p in known if p is not None and key(run) not in lost], sources)
+    if not lost or cell.value is None:
+        return cell
+    text = f"recovery of {len(latest) - len(lost)} of {len(latest)} seeds: the others are not finite"
+    return replace(cell, notes=(*cell.notes, *sources.note(text)), ranked=False)
+
+
+def _is_finite(one: Measurement) -> bool:
+    return math.isfinite(one.metric.value)
 
 
 def _number(value: Any) -> float | None:
@@ -106,6 +127,8 @@ def _mean_over_seeds(values: Sequence[tuple[StoredResult, float]], sources: Sour
     if len(numbers) == 1:
         return Cell(numbers[0], seeds=1)
     if not all(math.isfinite(number) for number in numbers):
+        if any(math.isnan(number) for number in numbers):  # It has no place in an order, so that there is no median.
+            return Cell(math.nan, seeds=len(numbers), notes=sources.note("a seed is not a number"))
         return Cell(statistics.median(numbers), seeds=len(numbers), notes=sources.note("median: a seed is not finite"))
     return Cell(statistics.fmean(numbers), statistics.stdev(numbers), len(numbers))
 
@@ -113,13 +136,13 @@ def _mean_over_seeds(values: Sequence[tuple[StoredResult, float]], sources: Sour
 def _mean_over_tasks(column: Column, runs: Sequence[StoredResult], sources: Sources) -> Cell:
     """Average recovery or accuracy over the tasks that a row has; a footnote says which, unless it is clear."""
     of_recovery = column.key == RECOVERY
-    parts: dict[str, tuple[Column, float]] = {}
+    parts: dict[str, tuple[Column, Cell]] = {}
     offered = [c for c in sources.primary if of_recovery or c.metric_key.startswith("acc")]
     for one in offered:
-        value = make_cell(replace(one, of_recovery=of_recovery), runs, "", sources).value
+        found = make_cell(replace(one, of_recovery=of_recovery), runs, "", sources)
         # Of a task that was asked in several ways the most frequent one that the row has counts.
-        if isinstance(value, float) and math.isfinite(value) and one.task is not None:
-            parts.setdefault(one.task, (one, value))
+        if isinstance(found.value, float) and math.isfinite(found.value) and one.task is not None:
+            parts.setdefault(one.task, (one, found))
     if not parts:
         return Cell(100.0 if of_recovery and runs[-1].role == "parent" else None)
     per_run = []
@@ -129,11 +152,14 @@ def _mean_over_tasks(column: Column, runs: Sequence[StoredResult], sources: Sour
         if len(known) == len(parts):
             per_run.append((run, statistics.fmean(known)))
     # Where no run has all of the tasks, there is no mean of one seed that could deviate.
-    mean = statistics.fmean(value for _, value in parts.values())
+    mean = statistics.fmean(found.value for _, found in parts.values() if isinstance(found.value, float))
     cell = _mean_over_seeds(per_run, sources) if per_run else Cell(mean, seeds=1)
+    lost = [found.notes for _, found in parts.values() if not found.ranked]
+    if lost:
+        cell = replace(cell, notes=tuple(sorted({number for notes in lost for number in notes})), ranked=False)
     if len(parts) < len({one.task for one in offered}) or any(one.variant for one, _ in parts.values()):
         named = [f"{task}{f' [{one.variant}]' if one.variant else ''}" for task, (one, _) in parts.items()]
-        return replace(cell, notes=sources.note(f"{column.title} is the mean over {', '.join(named)}"))
+        return replace(cell, notes=(*cell.notes, *sources.note(f"{column.title} is the mean over {', '.join(named)}")))
     return cell
 
 

@@ -96,6 +96,12 @@ NUMBERS: dict[str, tuple[Column, Callable[[StoredResult], Any]]] = {
 }
 """Columns of numbers that a run has beside its metrics."""
 
+
+def _each(runs: Sequence[StoredResult], read: Callable[[StoredResult], Any]) -> str:
+    """Return what runs say, each answer once, oldest first."""
+    return ", ".join(dict.fromkeys(str(read(run)) for run in runs))
+
+
 TEXTS: dict[str, Callable[[Sequence[StoredResult]], str]] = {
     "model": lambda runs: runs[-1].model,
     "method": lambda runs: runs[-1].method,
@@ -105,8 +111,8 @@ TEXTS: dict[str, Callable[[Sequence[StoredResult]], str]] = {
     "identity": lambda runs: ", ".join(run.identity for run in runs),
     "recipe": lambda runs: (runs[-1].recipe_sha256 or "-")[:12],
     "backend": lambda runs: str(runs[-1].lowbit.get("backend") or "-"),
-    "device": lambda runs: str(runs[-1].lowbit.get("device") or "-"),
-    "versions": lambda runs: f"lowbit {(runs[-1].lowbit.get('versions') or {}).get('lowbit', '-')}",
+    "device": lambda runs: _each(runs, lambda run: run.lowbit.get("device") or "-"),
+    "versions": lambda runs: _each(runs, lambda run: f"lowbit {(run.lowbit.get('versions') or {}).get('lowbit', '-')}"),
 }
 """Columns of text about the runs of a row; `model` and `method` are made distinct by the table."""
 
@@ -205,9 +211,14 @@ def choose_columns(names: Sequence[str], columns: Mapping[str, Sequence[Column]]
     return [column for name in names for column in _named(name, columns)]
 
 
-def default_names(columns: Mapping[str, Sequence[Column]]) -> list[str]:
-    """Return the names of the columns that a leaderboard has unless others are asked for."""
-    shown = [several[0].key for several in primary_columns(columns).values()]
+def default_names(columns: Mapping[str, Sequence[Column]], inside_groups: frozenset[str] = frozenset()) -> list[str]:
+    """Return the names of the columns that a leaderboard has unless others are asked for.
+
+    Args:
+        columns: What `metric_columns` offers.
+        inside_groups: Tasks that are shown only where they are named.
+    """
+    shown = [several[0].key for task, several in primary_columns(columns).items() if task not in inside_groups]
     return ["method", "bits.nominal", "bits.linear", "bits.file", *shown, RECOVERY]
 
 

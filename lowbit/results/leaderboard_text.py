@@ -16,6 +16,7 @@ from lowbit.durable import write_text
 from lowbit.results.leaderboard import Leaderboard, ModelGroup
 from lowbit.results.leaderboard_cells import Cell
 from lowbit.results.leaderboard_columns import TEXTS, Column
+from lowbit.results.table_text import csv_row, escape_markdown
 
 MISSING = "-"
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
@@ -68,21 +69,21 @@ def render(board: Leaderboard, underline_second: bool = False) -> Table:
 
 def to_markdown(board: Leaderboard, underline_second: bool = False) -> str:
     """Return the table as Markdown, best of each model in bold."""
-    titles = ["model", *(column.heading for column in board.columns)]
+    titles = ["model", *(escape_markdown(column.heading) for column in board.columns)]
     alignment = ["---", *("---" if _is_text(column) else "---:" for column in board.columns)]
     lines = [titles, alignment]
     for group in board.groups:
         for number, row in enumerate(group.rows):
-            line = [_escaped_markdown(group.model)]
+            line = [escape_markdown(group.model)]
             for position, cell in enumerate(row.cells):
-                text = _escaped_markdown(cell_text(cell, board.columns[position]))
+                text = escape_markdown(cell_text(cell, board.columns[position]))
                 rank = _rank(group, number, position)
                 marked = {1: f"**{text}**", 2: f"<u>{text}</u>" if underline_second else text}
                 line.append(marked.get(rank, text))
             lines.append(line)
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
     told = explanations(board)
-    return table + ("\n" + "\n".join(f"- {_escaped_markdown(line)}" for line in told) + "\n" if told else "")
+    return table + ("\n" + "\n".join(f"- {escape_markdown(line)}" for line in told) + "\n" if told else "")
 
 
 def to_csv(board: Leaderboard) -> str:
@@ -103,7 +104,7 @@ def to_csv(board: Leaderboard) -> str:
         titles += [title, *([f"{title}.std", f"{title}.n"] if position in averaged else [])]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*titles, "notes"])
+    writer.writerow(csv_row([*titles, "notes"]))
     for model, row in rows:
         line: list[object] = [model]
         for position, cell in enumerate(row.cells):
@@ -111,7 +112,7 @@ def to_csv(board: Leaderboard) -> str:
             if position in averaged:
                 line += ["" if cell.deviation is None else cell.deviation, cell.seeds or ""]
         notes = sorted({board.notes[number - 1] for cell in row.cells for number in cell.notes})
-        writer.writerow([*line, "; ".join(notes)])
+        writer.writerow(csv_row([*line, "; ".join(notes)]))
     return text.getvalue()
 
 
@@ -203,10 +204,6 @@ def _rank(group: ModelGroup, row: int, column: int) -> int:
 
 def _is_text(column: Column) -> bool:
     return column.key in TEXTS
-
-
-def _escaped_markdown(text: str) -> str:
-    return re.sub(r"([|*_<>])", r"\\\1", text)
 
 
 def _csv_title(column: Column) -> str:

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lowbit.results.store import StoredResult
+from lowbit.results.task_groups import members_of
 
 _NOT_OF_THE_CHECKPOINT = frozenset({"seed", "eval", "backend", "output_path", "model", "preset", "max_shard_size"})
 """Keys of a recipe that change neither how weights are quantized nor what the result is one of several seeds of."""
+_OF_A_MEMBER = frozenset({"version", "few-shot", "documents", "prompt", "subtasks"})
+"""What members of a group may be asked in different ways; the other settings are those of the whole run."""
+_PROMPT_KEYS = (
+    "doc_to_text",
+    "doc_to_target",
+    "doc_to_choice",
+    "description",
+    "target_delimiter",
+    "fewshot_delimiter",
+    "fewshot_split",
+    "generation_kwargs",
+    "filter_list",
+)
+"""What a task's prompts, the answers it expects and their reading are made by."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +51,69 @@ class TaskProtocol:
 
 
 def task_protocol(result: StoredResult, task: str) -> TaskProtocol:
-    """Return how a task was asked in a run."""
+    """Return how a task was asked in a run; a group was asked as its members were."""
+    return _group_protocol(result, task, frozenset())
+
+
+def _group_protocol(result: StoredResult, task: str, above: frozenset[str]) -> TaskProtocol:
+    """Return a task's protocol, where the groups above it are not looked into again."""
     harness = result.harness
-    shots = (harness.get("n-shot") or {}).get(task, 0)
-    counts = (harness.get("n-samples") or {}).get(task) or {}
     config = harness.get("config") or {}
+    members = [member for member in members_of(harness, task) if member not in above]
+    within = {member: _group_protocol(result, member, above | {task}) for member in members}
+    own = _asked_of_members(within) if within else _asked(result, task)
     settings: dict[str, Any] = {
         "version": (harness.get("versions") or {}).get(task),
-        "few-shot": shots,
-        "documents": _documents(counts, config.get("limit")),
-        "data": ((result.lowbit.get("data_sha256") or {}).get(task) or "")[:8] or None,
+        **own,
         "lm-eval": harness.get("lm_eval_version"),
         "system instruction": (harness.get("system_instruction_sha") or "")[:8] or None,
         "generation": json.dumps(config["gen_kwargs"], sort_keys=True) if config.get("gen_kwargs") else None,
     }
-    seed = str(config.get("fewshot_seed")) if shots else None
-    return TaskProtocol(task, _texts(settings), seed)
+    if within:
+        seeds = sorted({one.fewshot_seed for one in within.values() if one.fewshot_seed is not None})
+        return TaskProtocol(task, _texts(settings), ", ".join(seeds) or None)
+    return TaskProtocol(task, _texts(settings), str(config.get("fewshot_seed")) if own["few-shot"] else None)
+
+
+def _asked(result: StoredResult, task: str) -> dict[str, Any]:
+    """Return what is said of one task: examples, documents, prompt."""
+    harness = result.harness
+    counts = (harness.get("n-samples") or {}).get(task) or {}
+    hashes = result.lowbit.get("data_sha256") or {}
+    # A token perplexity's name carries the context length, which its text does not depend on.
+    data = hashes.get(task) or hashes.get(task.partition("@")[0])
+    return {
+        "few-shot": (harness.get("n-shot") or {}).get(task, 0),
+        "documents": _documents(counts, (harness.get("config") or {}).get("limit")),
+        "prompt": _prompt((harness.get("configs") or {}).get(task) or {}),
+        "data": (data or "")[:8] or None,
+    }
+
+
+def _asked_of_members(members: Mapping[str, TaskProtocol]) -> dict[str, Any]:
+    """Return the same of a group; its data apart from the rest, as lm-eval's own files do not say theirs."""
+    settings = {member: dict(protocol.settings) for member, protocol in members.items()}
+    rest = [(member, [pair for pair in own.items() if pair[0] in _OF_A_MEMBER]) for member, own in settings.items()]
+    data = [(member, own["data"]) for member, own in settings.items() if "data" in own]
+    return {
+        "few-shot": ", ".join(sorted({own["few-shot"] for own in settings.values()})),
+        "documents": "all" if all(own["documents"].startswith("all") for own in settings.values()) else "a part",
+        "subtasks": _short_hash(rest),
+        "data": _short_hash(data) if len(data) == len(settings) else None,
+    }
+
+
+def _prompt(config: Mapping[str, Any]) -> str | None:
+    """Return a hash of what a task makes its prompts and answers with; `None` where nothing is said of it."""
+    said = {key: config[key] for key in _PROMPT_KEYS if config.get(key) is not None}
+    if not said:
+        return None
+    # lm-eval writes a function's source, or what Python calls it: then with its place in memory, which says nothing.
+    return _short_hash(re.sub(r"\b0x[0-9a-fA-F]{6,}", "0x", json.dumps(said, sort_keys=True, default=str)))
+
+
+def _short_hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def model_protocol(result: StoredResult) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,4 @@
-"""Tests for paired samples: McNemar's exact test, the paired bootstrap, and Holm's correction."""
+"""Tests for paired samples: McNemar's exact test, the paired permutation test and bootstrap, Holm's correction."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowbit.results.samples import DocumentValues, Values, mean
 
 RESAMPLES = 10_000
 _BATCH_VALUES = 2_000_000
 """Resampled values that are in memory at a time."""
+_EQUAL = 1e-9
+"""Differences that are equal on paper may differ by this share when they are summed in another order."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,14 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class BootstrapDifference:
-    """A metric's difference over documents drawn anew.
+class PairedDifference:
+    """A metric's difference, its interval by the bootstrap, and its p value by permutation.
 
     Args:
         difference: Second minus first, of all documents.
         lower: Lower end of the interval.
         upper: Upper end of the interval.
-        p_value: Two-sided: twice the share of draws on the other side of no difference, at most 1.
+        p_value: What `permutation_p_value` returns.
     """
 
     difference: float
@@ -65,19 +68,19 @@ def mcnemar_exact(first: Values, second: Values) -> McNemar:
     return McNemar(only_first, only_second, p_value)
 
 
-def bootstrap_difference(
+def paired_difference(
     first: DocumentValues, second: DocumentValues, seed: int, resamples: int = RESAMPLES, confidence: float = 0.95
-) -> BootstrapDifference:
-    """Draw documents with replacement, the same for both models, and look at the difference of the metric.
+) -> PairedDifference:
+    """Return the difference of the metric, its interval and its p value.
 
-    Percentile interval (Efron and Tibshirani 1993, chapter 13). The p value is read off the same draws, so that it is
-    below 0.05 about where the 95 % interval leaves out zero.
+    Percentile interval over documents drawn with replacement, the same for both models (Efron and Tibshirani 1993,
+    chapter 13). Of few documents it is too narrow, so that the p value is not read off it.
 
     Args:
         first: Values of the first model.
         second: Values of the second model, for the same documents in the same order.
         seed: Decides the draws.
-        resamples: Number of draws.
+        resamples: Number of draws, of the interval and of the p value.
         confidence: Of the interval.
     """
     from scipy.stats import bootstrap
@@ -85,7 +88,7 @@ def bootstrap_difference(
     data, difference = _resampled(first, second)
     observed = float(difference(*data))
     if len(first.values) < 2:
-        return BootstrapDifference(observed, observed, observed, 1.0)
+        return PairedDifference(observed, observed, observed, 1.0)
     drawn = bootstrap(
         data,
         difference,
@@ -97,13 +100,55 @@ def bootstrap_difference(
         batch=max(1, _BATCH_VALUES // len(first.values)),
         **_seeded(seed),
     )
-    values = drawn.bootstrap_distribution
-    # One more on each side: no number of draws shows a probability of zero.
-    tail = min(np.sum(values <= 0), np.sum(values >= 0)) + 1
-    p_value = min(1.0, 2 * float(tail) / (resamples + 1))
-    return BootstrapDifference(
-        observed, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high), p_value
+    interval = drawn.confidence_interval
+    p_value = permutation_p_value(first, second, seed, resamples)
+    return PairedDifference(observed, float(interval.low), float(interval.high), p_value)
+
+
+def permutation_p_value(first: DocumentValues, second: DocumentValues, seed: int, resamples: int = RESAMPLES) -> float:
+    """Test whether it matters which of the two models gave which answer.
+
+    Under the hypothesis the two answers to a document may be exchanged, as by the toss of a coin for each document. The
+    p value is the share of exchanges with a difference at least as large, either way (Fisher 1935). All of them are
+    looked at where there are no more than `resamples` up to the direction; else as many are drawn, and one more is
+    counted, so that no number of draws shows a probability of zero (Phipson and Smyth 2010). With n documents
+    it is never below 2^-(n-1).
+
+    Args:
+        first: Values of the first model.
+        second: Values of the second model, for the same documents in the same order.
+        seed: Decides the draws.
+        resamples: Number of draws.
+    """
+    count = len(first.values)
+    # To exchange all but some documents turns the difference round: one document can stay as it is.
+    every = 2 ** (count - 1)
+    exact = every <= resamples
+    total = every if exact else resamples
+    draw = np.random.default_rng(seed)
+    observed = abs(second.total - first.total) * (1 - _EQUAL)
+    as_large = 0
+    batch = max(1, _BATCH_VALUES // count)
+    for start in range(0, total, batch):
+        rows = min(batch, total - start)
+        if exact:
+            numbers = np.arange(start, start + rows)[:, None]  # [rows, 1]
+            exchanged = (numbers >> np.arange(count)) & 1 == 1  # [rows, documents]
+        else:
+            exchanged = draw.integers(0, 2, (rows, count), dtype=np.int8) == 1
+        as_large += int(np.sum(np.abs(_exchanged_difference(first, second, exchanged)) >= observed))
+    return as_large / total if exact else (as_large + 1) / (total + 1)
+
+
+def _exchanged_difference(first: DocumentValues, second: DocumentValues, exchanged: NDArray[np.bool_]) -> Values:
+    """Return second minus first, [rows], where of some documents the two answers are exchanged, [rows, documents]."""
+    if first.aggregate is mean and second.aggregate is mean:
+        return (1 - 2 * exchanged.astype(np.float64)) @ (second.values - first.values) / len(first.values)
+    one, other = (
+        (np.where(exchanged, b.values, a.values), np.where(exchanged, b.weights, a.weights))
+        for a, b in ((first, second), (second, first))
     )
+    return second.aggregate(*other) - first.aggregate(*one)
 
 
 def _resampled(first: DocumentValues, second: DocumentValues) -> tuple[tuple[Values, ...], Callable[..., Values]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowbit.errors import LowbitError
+from lowbit.results.layout import require_layout
 from lowbit.results.metrics import Metric, read_metrics
 from lowbit.results.record import LOWBIT_KEY, samples_name
 
@@ -141,9 +143,21 @@ class ResultFolder:
             return found[0]
         if not found:
             known = ", ".join(f"{result.identity} ({result.model} {result.method})" for result in self.results[-10:])
-            raise LowbitError(f"no result in {self.folder} has the identity {identity!r}; the latest are: {known}")
+            raise LowbitError(
+                f"no result in {self.folder} has the identity {identity!r}; the latest are: {known or 'none'}"
+                f"{self.told_unreadable}"
+            )
+        if len({result.identity for result in found}) == 1:
+            paths = ", ".join(str(result.path) for result in found)
+            raise LowbitError(f"{identity!r} is the identity of copies of one result: {paths}; give the file's path")
         several = ", ".join(f"{result.identity} ({result.model} {result.method})" for result in found)
         raise LowbitError(f"{identity!r} begins the identities of several results: {several}; give more digits")
+
+    @property
+    def told_unreadable(self) -> str:
+        """What to add to a message about a result that is not found; empty where every file could be read."""
+        several = [f"{path} {reason}" for path, reason in self.unreadable]
+        return f"; not readable: {', '.join(several)}" if several else ""
 
 
 def read_results(folder: Path) -> ResultFolder:
@@ -172,6 +186,20 @@ def read_results(folder: Path) -> ResultFolder:
     return ResultFolder(folder, tuple(ordered), tuple(unreadable))
 
 
+def read_neighbours(folder: Path) -> tuple[StoredResult, ...]:
+    """Read the results in a run's folder and in the one above, and nowhere below; broken ones are left out.
+
+    Args:
+        folder: The folder that a run lies in.
+    """
+    found: list[StoredResult] = []
+    for path in sorted(path for place in {folder, folder.parent} for path in place.glob("*.json")):
+        with suppress(LowbitError):
+            result = read_result(path) if _is_named_as_result(path) and path.is_file() else None
+            found += [] if result is None else [result]
+    return tuple(found)
+
+
 def read_result(path: Path) -> StoredResult | None:
     """Read one result file; `None` where a JSON file is something else.
 
@@ -182,18 +210,20 @@ def read_result(path: Path) -> StoredResult | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LowbitError(f"cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = "is empty" if path.stat().st_size == 0 else f"is no whole JSON file: {error}"
         raise LowbitError(f"{reason}; delete it, and run its command again") from error
     if not _is_result(content):
         if path.name.startswith(RESULT_PREFIX):
             raise LowbitError("has no section `results` of tasks and their metrics")
         return None
+    require_layout(content)
     added = content.pop(LOWBIT_KEY, None)
-    result = StoredResult(path, content, added if isinstance(added, dict) else {})
+    result = StoredResult(path, content, added or {})
     try:
+        json.dumps([content, added], ensure_ascii=False).encode()  # Half of a character is no text to show.
         _ = result.metrics, result.date, result.identity
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, OSError, RecursionError) as error:
         raise LowbitError(f"is not laid out as a result: {error}") from error
     return result
 

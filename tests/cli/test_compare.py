@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,20 @@ def test_what_is_no_single_run_is_refused(folder: Path, arguments: list[str], re
 def test_an_identity_without_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LowbitError, match="--results DIR"):
         compare("abcd", "efgh", "--results", tmp_path / "absent")
+
+
+def test_a_damaged_file_is_named(folder: Path) -> None:
+    first, second = (run.path for run in read_results(folder).results)
+    second.write_text("{")
+    with pytest.raises(LowbitError, match=f"{re.escape(second.name)} is no whole JSON file"):
+        compare(first, second)
+
+
+def test_a_name_longer_than_any_file_may_have_is_no_run(folder: Path) -> None:
+    with pytest.raises(LowbitError, match="has the identity"):
+        compare("x" * 300, "y", "--results", folder)
+
+
+def test_a_seed_below_zero_is_refused(folder: Path) -> None:
+    result = CliRunner().invoke(command, ["a", "b", "--seed", "-1"])
+    assert result.exit_code == 2 and "x>=0" in result.output

@@ -9,8 +9,9 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lowbit.errors import LowbitError
+from lowbit.evaluation.corpora import CORPORA, PerplexityTask
 from lowbit.evaluation.parent_cache import ParentCache, cache_key, document_hashes
-from lowbit.evaluation.prepare import prepare_tasks
+from lowbit.evaluation.prepare import PreparedTasks, prepare_tasks
 from lowbit.models.checkpoint import model_hash
 from lowbit.recipe.evaluation import EvaluationSettings
 
@@ -106,3 +107,15 @@ def test_the_key_follows_the_documents_and_not_where_they_are(
     rows[0]["label"] = 2
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert hashes(moved) != before
+
+
+def test_the_hash_of_a_text_follows_the_windows_that_are_asked_for() -> None:
+    task = PerplexityTask("ptb_ppl", CORPORA["ptb_ppl"], "the text", documents=1, context_length=None)
+    prepared = PreparedTasks((), {}, {}, (task,))
+
+    def hashed(samples: dict[str, tuple[int, ...]] | None) -> str:
+        return document_hashes(prepared, EvaluationSettings(tasks=("ptb_ppl",), samples=samples))["ptb_ppl"]
+
+    asked = [None, {"ptb_ppl": (0, 1)}, {"ptb_ppl": (0, 2)}, {"ptb_ppl@256": (0, 2)}]
+    assert len({hashed(samples) for samples in asked}) == 4
+    assert hashed({"other": (0,)}) == hashed(None)

@@ -221,3 +221,14 @@ def test_two_hundred_runs_can_be_sorted_within_two_seconds(browser: Any, tmp_pat
     assert page.locator("#runs tbody tr").count() == 200
     assert page.locator("#runs tbody tr").first.get_attribute("data-run") is not None
     assert 0 < seconds < INTERACTIVE_SECONDS
+
+
+def test_a_name_with_several_spaces_can_be_chosen(browser: Any, tmp_path: Path) -> None:
+    for number, model in enumerate(("one  name", "other")):
+        results.write(tmp_path, number, results.harness(12.0, 0.7), results.record("a  method", model))
+    target = tmp_path / "report.html"
+    target.write_text(render_page(gather(read_results(tmp_path))), encoding="utf-8")
+    found = opened(browser, target)
+    found.page.select_option("#model", "one  name")
+    found.page.select_option("#method", "a  method")
+    assert found.page.locator("#count").inner_text() == "1 of 2 runs"

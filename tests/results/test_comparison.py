@@ -40,8 +40,8 @@ def test_accuracies_are_compared_by_the_documents_on_which_they_disagree(tmp_pat
     assert (row.task, row.metric, row.documents, row.test) == ("piqa", "acc", 20, "McNemar exact")
     assert row.mcnemar is not None and (row.mcnemar.only_first, row.mcnemar.only_second) == (9, 0)
     assert row.p_value == row.p_corrected == pytest.approx(2 / 2**9)
-    assert row.bootstrap.difference == pytest.approx(-0.45)
-    assert row.bootstrap.lower < -0.45 < row.bootstrap.upper < 0
+    assert row.difference.difference == pytest.approx(-0.45)
+    assert row.difference.lower < -0.45 < row.difference.upper < 0
     assert row.verdict == "worse"
 
 
@@ -53,7 +53,7 @@ def test_perplexities_are_compared_as_lm_eval_aggregates_them(tmp_path: Path) ->
         store_run(tmp_path, method, values, scores={"wikitext.word_perplexity": logged}, minute=minute)
     (row,) = compare(tmp_path).rows
     assert row.values == pytest.approx((word_perplexity(one), word_perplexity(other)))
-    assert row.test == "bootstrap" and row.verdict == "worse" and not row.higher_is_better
+    assert row.test == "permutation" and row.verdict == "worse" and not row.higher_is_better
 
 
 def test_token_perplexities_are_compared_by_their_windows(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_token_perplexities_are_compared_by_their_windows(tmp_path: Path) -> Non
         store_run(tmp_path, method, values, scores={key: [math.exp(loss) for loss in losses]}, minute=minute)
     (row,) = compare(tmp_path).rows
     assert row.task == "wikitext2_ppl@256"
-    assert row.bootstrap.difference == pytest.approx(math.exp(2.45) - math.exp(2.25))
+    assert row.difference.difference == pytest.approx(math.exp(2.45) - math.exp(2.25))
 
 
 def test_several_runs_are_compared_with_the_first_and_corrected(tmp_path: Path) -> None:
@@ -165,3 +165,27 @@ def test_every_form_has_the_same_numbers(tmp_path: Path) -> None:
     assert [run["method"] for run in content["runs"]] == ["gptq", "rtn"]
     assert "| -0.4500 |" in to_markdown(compared)
     assert any("another seed" in text for text in explanations(compared))
+
+
+def test_an_interval_of_few_documents_is_called_rough(tmp_path: Path) -> None:
+    store(tmp_path, "gptq", RIGHT[:19], 1)
+    store(tmp_path, "rtn", FEWER[:19], 2)
+    assert any("piqa has 19 documents: the interval is rough" in note for note in compare(tmp_path).notes)
+
+
+def test_another_reading_of_the_answers_is_refused(tmp_path: Path) -> None:
+    for minute, filters in enumerate(("strict", "flexible")):
+        store(tmp_path, f"m{minute}", RIGHT, minute, harness={"configs": {"piqa": {"filter_list": [filters]}}})
+    with pytest.raises(LowbitError, match=r"prompt \w{8}.*prompt \w{8}"):
+        compare(tmp_path)
+
+
+def test_names_cannot_break_a_markdown_table_or_be_a_formula(tmp_path: Path) -> None:
+    store(tmp_path, "gptq", RIGHT, 1)
+    store(tmp_path, "=a\\|b\nc", FEWER, 2, model="x")
+    (second,) = (run for run in runs(tmp_path) if run.model == "x")
+    (first,) = (run for run in runs(tmp_path) if run.model != "x")
+    compared = compare_runs((first, second), resamples=200)
+    assert r"=a\\\|b c |" in to_markdown(compared)
+    (line,) = csv.DictReader(io.StringIO(to_csv(compared)))
+    assert line["method"] == "'=a\\|b\nc" and float(line["difference"]) < 0

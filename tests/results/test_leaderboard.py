@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -183,8 +185,6 @@ def test_numbers_that_are_not_finite_come_last_and_are_never_best(tmp_path: Path
 
 
 def test_lm_evals_own_file_joins_its_model_with_the_documents_of_the_others(folder: Path) -> None:
-    import json
-
     content = json.loads(read_results(folder).results[0].path.read_text())
     del content["lowbit"]
     content.update(model_name="org/llama", results={"piqa": {"acc,none": 0.81, "alias": "piqa"}})
@@ -236,3 +236,114 @@ def test_the_terminal_table_has_every_column_and_row(folder: Path) -> None:
     table = render(board(folder))
     assert [column.header for column in table.columns][:2] == ["model", "method"]
     assert table.row_count == 4
+
+
+GROUP = {"mmlu.acc": 0.8, "mmlu_a.acc": 0.9, "mmlu_b.acc": 0.7, "arc.acc": 0.2}
+
+
+def store_group(folder: Path, minute: int, counts: int = 100, shots: int = 0, **options: Any) -> Path:
+    """Write a result with a group as lm-eval does: it gives a group no number of documents, and not always shots."""
+    members = ("mmlu_a", "mmlu_b")
+    harness = {
+        "groups": {"mmlu": {"acc,none": GROUP["mmlu.acc"]}},
+        "group_subtasks": {"mmlu": list(members), "arc": []},
+        "n-shot": dict.fromkeys(members, shots),
+        "n-samples": {task: {"original": 100, "effective": counts} for task in members},
+    }
+    path = store_run(folder, "gptq", GROUP, minute=minute, seed=minute, harness=harness, **options)
+    content = json.loads(path.read_text())
+    del content["lowbit"]["data_sha256"]["mmlu"]
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_groups_whose_members_were_asked_in_other_ways_have_columns_of_their_own(tmp_path: Path) -> None:
+    for minute, asked in enumerate(({}, {}, {"counts": 10}, {"shots": 5})):
+        store_group(tmp_path, minute, **asked)
+    found = board(tmp_path, "method", "mmlu")
+    assert [cell.seeds for cell in rows(found)["gptq"].cells[1:]] == [2, 1, 1]
+    told = "\n".join(explanations(found))
+    assert "documents a part" in told and "few-shot 5" in told
+
+
+def test_lm_evals_own_group_shares_the_column_of_the_others(tmp_path: Path) -> None:
+    path = store_group(tmp_path, 1)
+    content = json.loads(path.read_text())
+    content["configs"] = {"mmlu_a": {"doc_to_text": "{{question}}"}}
+    path.write_text(json.dumps(content))
+    del content["lowbit"]
+    (tmp_path / "results_2026-11-22T12-00-00.000000.json").write_text(json.dumps({**content, "model_name": "llama"}))
+    assert len(board(tmp_path, "mmlu").columns) == len(board(tmp_path, "mmlu_a").columns) == 1
+
+
+def test_a_group_counts_once_and_its_members_can_be_named(tmp_path: Path) -> None:
+    store_group(tmp_path, 1, recovery=80.0)
+    assert values(board(tmp_path, "method", "mean_acc"))["gptq"] == [pytest.approx(0.5)]
+    titles = [column.title for column in board(tmp_path).columns]
+    assert "mmlu acc" in titles and "mmlu_a acc" not in titles
+    assert values(board(tmp_path, "method", "mmlu_a"))["gptq"] == [0.9]
+
+
+def test_token_perplexities_of_other_windows_have_columns_of_their_own(tmp_path: Path) -> None:
+    for minute, data in enumerate(("a", "b")):
+        path = store_run(tmp_path, "gptq", {"wikitext2_ppl@256.token_perplexity": 9.0 + minute}, minute=minute)
+        content = json.loads(path.read_text())
+        content["lowbit"]["data_sha256"] = {"wikitext2_ppl": data * 64}
+        path.write_text(json.dumps(content))
+    assert values(board(tmp_path, "method", "wikitext2_ppl"))["gptq"] == [9.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "other", "columns"),
+    [
+        ("doc_to_text", "{{goal}}", "{{goal}} ???", 2),
+        ("description", "", "You are", 2),
+        ("filter_list", [{"name": "strict"}], [{"name": "flexible"}], 2),
+        ("doc_to_choice", "<function choices at 0x7f0a1b2c3d4e>", "<function choices at 0x7fffffffffff>", 1),
+        ("dataset_kwargs", {"data_files": "/a"}, {"data_files": "/b"}, 1),
+    ],
+)
+def test_another_prompt_has_a_column_of_its_own(tmp_path: Path, key: str, one: Any, other: Any, columns: int) -> None:
+    for seed, value in enumerate((one, other)):
+        config = {"configs": {"piqa": {"doc_to_target": "label", key: value}}}
+        store_run(tmp_path, "gptq", {"piqa.acc": 0.5}, minute=seed, seed=seed, harness=config)
+    found = board(tmp_path, "method", "piqa")
+    assert len(found.columns) == 1 + columns
+    assert any("prompt" in line for line in explanations(found)) == (columns == 2)
+
+
+@pytest.mark.parametrize("lost", [float("inf"), float("nan")])
+def test_recovery_of_seeds_that_diverged_is_said_and_not_ranked(tmp_path: Path, lost: float) -> None:
+    store_run(tmp_path, "rtn", {"wikitext.word_perplexity": 9.0}, minute=1, recovery=80.0)
+    store_run(tmp_path, "gptq", {"wikitext.word_perplexity": 8.0}, minute=2, seed=0, recovery=90.0)
+    store_run(tmp_path, "gptq", {"wikitext.word_perplexity": lost}, minute=3, seed=1)
+    found = board(tmp_path, "method", "recovery.wikitext", "recovery", "wikitext")
+    assert found.notes[0] == "recovery of 1 of 2 seeds: the others are not finite"
+    for position in (1, 2):
+        assert rows(found)["gptq"].cells[position].notes == (1,)
+        (winner,) = found.groups[0].best[position][0]
+        assert found.groups[0].rows[winner].label == "rtn"
+
+
+def test_a_seed_that_is_not_a_number_leaves_no_median(tmp_path: Path) -> None:
+    for seed, value in enumerate((3.0, float("nan"), float("inf"))):
+        store_run(tmp_path, "gptq", {"wikitext.word_perplexity": value}, minute=seed, seed=seed)
+    value = rows(board(tmp_path, "method", "wikitext"))["gptq"].cells[1].value
+    assert isinstance(value, float) and math.isnan(value)
+
+
+def test_names_cannot_break_a_table_or_be_a_formula(tmp_path: Path) -> None:
+    store_run(tmp_path, "=a\\|b\nc", {"piqa.acc": 0.5})
+    found = board(tmp_path, "method", "seeds", "piqa")
+    assert r"| =a\\\|b c |" in to_markdown(found)
+    (line,) = csv.DictReader(io.StringIO(to_csv(found)))
+    assert line["method"] == "'=a\\|b\nc"
+
+
+def test_every_device_of_a_mean_is_named(tmp_path: Path) -> None:
+    for seed, device in enumerate(("cpu", "cuda", "cpu")):
+        path = store_run(tmp_path, "gptq", {"piqa.acc": 0.5}, minute=seed, seed=seed)
+        content = json.loads(path.read_text())
+        content["lowbit"]["device"] = device
+        path.write_text(json.dumps(content))
+    assert values(board(tmp_path, "method", "device"))["gptq"] == ["cpu, cuda"]

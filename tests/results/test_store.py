@@ -9,7 +9,7 @@ import pytest
 from results.stored_runs import START, store_run
 
 from lowbit.errors import LowbitError
-from lowbit.results.store import date_in_name, read_results
+from lowbit.results.store import date_in_name, read_neighbours, read_results
 
 VALUES = {"piqa.acc": 0.5}
 
@@ -58,7 +58,9 @@ def test_an_identity_stays_when_the_directory_moves_and_finds_its_run(tmp_path: 
         ('{"results": {"piqa": {"acc,no', "no whole JSON"),
         ("[1, 2]", "no section"),
         ('{"results": 3}', "no section"),
-        ('{"results": {"piqa": {"acc,none": 0.5}}, "higher_is_better": 7}', "not laid out as a result"),
+        ('{"results": {"piqa": {"acc,none": 0.5}}, "higher_is_better": 7}', "`higher_is_better` is not an object"),
+        ('{"results": {"piqa": {"acc,none": 0.5}}, "model_name": "\\ud800"}', "surrogates not allowed"),
+        ("[" * 100_000, "no whole JSON"),
     ],
 )
 def test_a_broken_file_is_listed_and_stops_nothing(tmp_path: Path, text: str, reason: str) -> None:
@@ -107,3 +109,57 @@ def test_dates_are_read_out_of_names_and_out_of_nothing_else() -> None:
     assert date_in_name("foo_2026-11-22T10-30-00.123456+00-00") == datetime(2026, 11, 22, 10, 30, 0, 123456, UTC)
     assert date_in_name("results_2026-13-45T10-30-00") is None
     assert date_in_name("config") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("lowbit.recovery", [1], "`lowbit.recovery` is not an object, but list"),
+        ("lowbit.recovery.piqa", "x", "`lowbit.recovery.piqa` is not an object, but the text 'x'"),
+        ("lowbit.recipe", 7, "`lowbit.recipe` is not an object, but the number 7"),
+        ("lowbit.data_sha256.piqa", 7, "`lowbit.data_sha256.piqa` is not a text"),
+        ("lowbit.layers", {}, "`lowbit.layers` is not a list"),
+        ("lowbit", 7, "`lowbit` is not an object"),
+        ("n-samples.piqa", 3, "`n-samples.piqa` is not an object"),
+        ("config.limit", "x", "`config.limit` is not a number"),
+        ("system_instruction_sha", 1, "`system_instruction_sha` is not a text"),
+        ("group_subtasks", 1, "`group_subtasks` is not an object"),
+    ],
+)
+def test_a_section_of_another_type_is_named(tmp_path: Path, place: str, value: object, told: str) -> None:
+    path = store_run(tmp_path, "rtn", VALUES, recovery=90.0)
+    content = json.loads(path.read_text())
+    *above, last = place.split(".")
+    section = content
+    for key in above:
+        section = section[key]
+    section[last] = value
+    path.write_text(json.dumps(content))
+    found = read_results(tmp_path)
+    assert found.results == ()
+    assert told in found.unreadable[0][1]
+    section[last] = None
+    path.write_text(json.dumps(content))
+    assert len(read_results(tmp_path).results) == 1
+
+
+def test_copies_of_one_result_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    path = store_run(tmp_path, "rtn", VALUES)
+    shutil.copytree(path.parent, tmp_path / "copy")
+    found = read_results(tmp_path)
+    with pytest.raises(LowbitError, match=r"copy.*give the file's path"):
+        found.find(found.results[0].identity)
+
+
+def test_what_is_not_found_may_be_among_the_unreadable(tmp_path: Path) -> None:
+    store_run(tmp_path, "rtn", VALUES)
+    (tmp_path / "results_2026-11-22T11-00-00.json").write_text("{")
+    with pytest.raises(LowbitError, match=r"not readable: .*T11-00-00.json is no whole JSON"):
+        read_results(tmp_path).find("zzzz")
+
+
+def test_neighbours_are_looked_for_beside_a_run_and_nowhere_below(tmp_path: Path) -> None:
+    beside = store_run(tmp_path / "a", "rtn", VALUES).parent
+    store_run(tmp_path / "a" / "llama__rtn" / "deeper", "gptq", VALUES)
+    (beside / "results_2026-11-22T11-00-00.json").write_text("{")
+    assert [run.method for run in read_neighbours(beside)] == ["rtn"]

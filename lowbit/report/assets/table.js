@@ -6,7 +6,6 @@
   const headings = [...table.tHead.rows[0].cells];
   const rows = [...body.rows];
   const texts = rows.map((row) => row.textContent.toLowerCase());
-  const models = rows.map((row) => row.cells[1].textContent);
   const chosen = (id) => document.getElementById(id)?.value ?? "";
   const runs = JSON.parse(document.getElementById("data").textContent).runs;
 
@@ -50,7 +49,7 @@
       const parent = run.role === "parent";
       const fits =
         (parents || !parent) &&
-        (!model || models[number] === model) &&
+        (!model || run.model === model) &&
         (!method || parent || run.method === method) &&
         (!way || run.with === way) &&
         words.every((word) => texts[number].includes(word));

@@ -1,0 +1,100 @@
+"""Of which types the sections of a result file must be, so that what reads them need not look again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lowbit.errors import LowbitError
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "object": dict,
+    "list": list,
+    "text": str,
+    "number": (int, float),
+}
+_SECTIONS: Mapping[str, str] = {
+    "results": "object",
+    "results.*": "object",
+    "groups": "object",
+    "groups.*": "object",
+    "group_subtasks": "object",
+    "group_subtasks.*": "list",
+    "group_subtasks.*.*": "text",
+    "configs": "object",
+    "configs.*": "object",
+    "versions": "object",
+    "n-shot": "object",
+    "n-samples": "object",
+    "n-samples.*": "object",
+    "higher_is_better": "object",
+    "higher_is_better.*": "object",
+    "config": "object",
+    "config.limit": "number",
+    "system_instruction_sha": "text",
+    "chat_template_sha": "text",
+    "lowbit": "object",
+    "lowbit.recipe": "object",
+    "lowbit.checkpoint_recipe": "object",
+    "lowbit.parent": "object",
+    "lowbit.bits": "object",
+    "lowbit.bits.items": "object",
+    "lowbit.chance": "object",
+    "lowbit.data_sha256": "object",
+    "lowbit.data_sha256.*": "text",
+    "lowbit.versions": "object",
+    "lowbit.plugins": "object",
+    "lowbit.coverage": "object",
+    "lowbit.calibration": "object",
+    "lowbit.training": "object",
+    "lowbit.in_domain_tasks": "list",
+    "lowbit.cost": "object",
+    "lowbit.kernels": "list",
+    "lowbit.packed_against_dense": "object",
+    "lowbit.speed": "object",
+    "lowbit.recovery": "object",
+    "lowbit.recovery.*": "object",
+    "lowbit.recovery.*.*": "object",
+    "lowbit.layers": "list",
+    "lowbit.layers.*": "object",
+}
+"""Kind of each section, where `*` is every entry of the one before; absent ones and null fit every kind."""
+
+
+def require_layout(content: Mapping[str, Any]) -> None:
+    """Check that the sections of a result that are there have the expected types.
+
+    Raises:
+        LowbitError: One has not; the message names it.
+    """
+    for place, kind in _SECTIONS.items():
+        *above, last = place.split(".")
+        for name, value in _entries(content, above, last, ""):
+            if value is not None and not isinstance(value, _KINDS[kind]):
+                article = "an" if kind == "object" else "a"
+                raise LowbitError(
+                    f"is not laid out as a result: section `{name}` is not {article} {kind}, but {_called(value)}"
+                )
+
+
+def _entries(value: Any, above: list[str], last: str, name: str) -> list[tuple[str, Any]]:
+    """Return every value at a place below a section whose kind is known to fit, with its whole name."""
+    if not above:
+        return [(f"{name}{key}", entry) for key, entry in _under(value, last)]
+    return [
+        found for key, entry in _under(value, above[0]) for found in _entries(entry, above[1:], last, f"{name}{key}.")
+    ]
+
+
+def _under(value: Any, key: str) -> list[tuple[str, Any]]:
+    if value is None:
+        return []
+    if key != "*":
+        return [(key, value[key])] if isinstance(value, dict) and key in value else []
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return [(str(key), entry) for key, entry in pairs]
+
+
+def _called(value: object) -> str:
+    kinds = [kind for kind, types in _KINDS.items() if isinstance(value, types)]
+    return f"the {kinds[0]} {value!r:.40}" if kinds and kinds[0] in ("text", "number") else f"{type(value).__name__}"
