@@ -148,6 +148,10 @@ def declared_fields(cls: type) -> Mapping[str, Field]:
         elif hint is torch.Tensor:
             raise TypeError(f"{cls.__name__}.{item.name} must be declared: Annotated[Tensor, Bits(...)] or the like")
     for name, field in fields.items():
+        if name in ("weight", "bias") or hasattr(torch.nn.Module, name):
+            raise TypeError(
+                f"{cls.__name__}.{name}: packed layers have something of that name already; rename the field"
+            )
         width = field.width if isinstance(field, Codes) else 1
         if isinstance(width, str) and width not in annotated - fields.keys():
             raise TypeError(f"{cls.__name__}.{name}: the width {width!r} is no plain field of {cls.__name__}")

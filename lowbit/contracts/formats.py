@@ -97,11 +97,20 @@ class QuantizedWeight(ABC):
         return type(self)(**parameters, **moved)
 
 
+LONGEST_TEXT = 64
+"""Characters of a plain field; whatever is longer holds weights, and its bytes would be counted nowhere."""
+
+
 def _plain(name: str, value: Any) -> int | float | str | bool:
     if not isinstance(value, bool | int | float | str):
         raise ValueError(
             f"plain field {name!r} must be a number, a string or a boolean, not {type(value).__name__}; "
             "declare tensors as Annotated[Tensor, Bits(...)] or the like"
+        )
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise ValueError(
+            f"plain field {name!r} holds {len(value)} characters, at most {LONGEST_TEXT} are stored: plain fields are "
+            "not counted as bits; declare tensors as Annotated[Tensor, Bits(...)] or the like"
         )
     return value
 

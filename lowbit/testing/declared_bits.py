@@ -9,6 +9,8 @@ from lowbit.testing.failure import ConformanceError, note
 
 PAYLOAD_ROLES = (Bits.default_role, Codes.default_role)
 SIDE_ROLE = "masks"
+REST_BITS = 2.0
+"""Scales and offsets in float32 for every 32 weights take as much."""
 
 
 def payload_bits(weight: QuantizedWeight) -> dict[str, float]:
@@ -62,4 +64,36 @@ def require_honest_bits(weight: QuantizedWeight, reproduce: str) -> None:
             f"`nominal_bits` counts at least the declared planes and codes: {stored:.4g} bits a weight ({listed})",
             f"format {weight.format!r} claims {claim:.4g}; count them, or let the role of a mask say so",
             shown,
+        )
+
+
+def require_small_rest(weight: QuantizedWeight, reproduce: str) -> None:
+    """Check that what a claim leaves out is small: scales and the like, not the weights by another name.
+
+    A mask is one bit an element of a `Bits` field and is left out here; everything else counts by its size, whatever
+    its role and dimensions are called.
+
+    Args:
+        weight: A large matrix, beside which scales of rows and columns are little.
+        reproduce: Code that makes it.
+
+    Raises:
+        ConformanceError: Fields that `nominal_bits` does not count take more than `REST_BITS` a weight.
+    """
+    if isinstance(weight, DenseWeight):
+        return
+    spec, counted = weight.spec(), payload_bits(weight)
+    rest = {
+        name: math.prod(spec.shape(field)) * _width(spec, name, field) / spec.weights
+        for name, field in declared_fields(type(weight)).items()
+        if name not in counted and not isinstance(field, Bits)
+    }
+    total = sum(rest.values())
+    if total > REST_BITS:
+        listed = ", ".join(f"{name} {bits:.4g}" for name, bits in rest.items())
+        raise ConformanceError(
+            f"fields beside planes and codes take at most {REST_BITS} bits a weight of a large matrix",
+            f"{total:.4g} ({listed}) in format {weight.format!r}, which claims {weight.nominal_bits:.4g}; "
+            "fields that hold the weights are planes or codes, and are claimed",
+            f"{reproduce}\nquantized.tensors(), quantized.nominal_bits",
         )

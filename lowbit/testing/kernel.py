@@ -13,12 +13,15 @@ from lowbit.errors import LowbitError
 from lowbit.testing.bare_machine import bare_machine
 from lowbit.testing.code import import_line, quantizing_code
 from lowbit.testing.conformance import Conformance
-from lowbit.testing.failure import ConformanceError, require
+from lowbit.testing.failure import ConformanceError, note, require
 from lowbit.testing.packers import packers_for
 from lowbit.testing.products import activations, require_product, workload_on_cpu
 from lowbit.testing.quantizing import quantize_all
 from lowbit.testing.registering import registered
 from lowbit.testing.sameness import tensor_difference
+
+LARGEST_TOLERANCE = 0.05
+"""Of a kernel that rounds activations on purpose, as a share of |row| |x|."""
 
 
 class KernelConformance(Conformance):
@@ -43,7 +46,16 @@ class KernelConformance(Conformance):
     tolerance: ClassVar[float | None] = None
 
     def _tolerance(self) -> float:
-        return self.kernel.tolerance if self.tolerance is None else self.tolerance
+        tolerance = self.kernel.tolerance if self.tolerance is None else self.tolerance
+        require(
+            tolerance <= LARGEST_TOLERANCE,
+            f"a tolerance of at most {LARGEST_TOLERANCE} of |row| |x|",
+            f"kernel {self.kernel.name!r} declares {tolerance:g}: that is no product of this weight",
+            f"{self.kernel.__name__}.tolerance",
+        )
+        if tolerance > Kernel.tolerance:
+            note(f"kernel {self.kernel.name!r} is approximate: off by up to {tolerance:g} of |row| |x|")
+        return tolerance
 
     def weights(self) -> list[tuple[str, QuantizedWeight]]:
         """Return weights of several shapes, each after the code that makes it.

@@ -117,26 +117,24 @@ class LossConformance(OptionsChecks):
     def test_tokens_do_not_see_each_other(self) -> None:
         """Tokens come in chunks; where one ends must decide nothing."""
         loss, batch = self.made(), random_batch(tokens=6)
-        last = DistillationBatch(
-            batch.student_logits[4:],
-            batch.teacher_logits[4:],
-            batch.labels[4:],
-            tuple(state[4:] for state in batch.student_hidden),
-            tuple(state[4:] for state in batch.teacher_hidden),
-        )
-        code = self.code("terms[0].value[4:]  # the same for tokens 4 and 5 alone", batch="random_batch(6)")
-        whole, part = terms_of(loss, batch), terms_of(loss, last)
-        require(len(whole) == len(part), f"{len(whole)} terms for any batch", str(len(part)), code)
-        for first, second in zip(whole, part, strict=True):
-            same = torch.allclose(first.value[4:], second.value, rtol=1e-12, atol=1e-14)
-            told = f"{second.value.tolist()}, not {first.value[4:].tolist()}"
-            require(same, "values of a token that do not depend on the other tokens", told, code)
-            require(
-                first.coefficient == second.coefficient,
-                "a coefficient that does not depend on the batch",
-                f"{first.coefficient} and {second.coefficient}",
-                code,
+        whole = terms_of(loss, batch)
+        for begin, end in ((4, 6), (0, 4), (2, 4)):
+            some = slice(begin, end)
+            part = terms_of(loss, tokens_of(batch, some))
+            code = self.code(
+                f"terms[0].value[{begin}:{end}]  # the same for these tokens alone", batch="random_batch(6)"
             )
+            require(len(whole) == len(part), f"{len(whole)} terms for any batch", str(len(part)), code)
+            for first, second in zip(whole, part, strict=True):
+                same = torch.allclose(first.value[some], second.value, rtol=1e-12, atol=1e-14)
+                told = f"{second.value.tolist()}, not {first.value[some].tolist()}"
+                require(same, "values of a token that do not depend on the other tokens", told, code)
+                require(
+                    first.coefficient == second.coefficient,
+                    "a coefficient that does not depend on the batch",
+                    f"{first.coefficient} and {second.coefficient}",
+                    code,
+                )
 
     def test_inputs_and_random_state_are_left_alone(self) -> None:
         """The next loss sees the same batch; the teacher gets no gradient."""
@@ -179,3 +177,14 @@ class LossConformance(OptionsChecks):
             fault,
             "import sys\nsys.modules.update(triton=None, llvmlite=None)\n" + self.code(),
         )
+
+
+def tokens_of(batch: DistillationBatch, some: slice) -> DistillationBatch:
+    """Return some of a batch's tokens."""
+    return DistillationBatch(
+        batch.student_logits[some],
+        batch.teacher_logits[some],
+        batch.labels[some],
+        tuple(state[some] for state in batch.student_hidden),
+        tuple(state[some] for state in batch.teacher_hidden),
+    )

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from lowbit.contracts import LayerStatistics, StatisticsNeed
 
-SHAPES: tuple[tuple[int, int], ...] = ((1, 1), (5, 1), (1, 7), (3, 37), (8, 64), (7, 65), (4, 172), (2, 300))
-"""Rows and columns that no group size divides, single rows and columns among them."""
+SHAPES: tuple[tuple[int, int], ...] = (
+    *((1, 1), (5, 1), (1, 7), (3, 37), (8, 64), (7, 65), (4, 172), (2, 300)),
+    *((33, 300), (2, 1030)),
+)
+"""Rows and columns that no group size divides, single ones and more than a tile of a kernel among them."""
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 
 from lowbit.modeling.reference_kernel import ReferenceKernel
 from lowbit.registry import registry
-from lowbit.testing.declared_bits import require_honest_bits
+from lowbit.testing.declared_bits import require_honest_bits, require_small_rest
+from lowbit.testing.matrices import gaussian
 from lowbit.testing.packers import packers_for, require_layout, require_unpacks
 from lowbit.testing.products import activations, require_product, workload_on_cpu
 from lowbit.testing.quantizer_subject import QuantizerSubject
@@ -32,6 +33,11 @@ class PackingChecks(QuantizerSubject):
         """Bits in papers leave out scales and masks, but no plane and no code."""
         for each, quantized in self.whole():
             require_honest_bits(quantized, self.code(each.code))
+
+    def test_what_bits_leave_out_is_small(self) -> None:
+        """Scales, zero points and the like; what holds the weights is claimed, whatever it is called."""
+        self.require_repeatable()
+        require_small_rest(self.quantize(gaussian(256, 512)), self.code("gaussian(256, 512)"))
 
     def test_the_packed_product_is_the_dense_one(self) -> None:
         """Through every kernel that may be chosen for the weight on a CPU."""

@@ -35,11 +35,14 @@ def workload_on_cpu(weight: QuantizedWeight, packer: Packer, dtype: torch.dtype 
 
 def activations(columns: int, dtype: torch.dtype) -> Iterator[Activations]:
     """Yield activations of several shapes: single, many, three dimensions, strided, none."""
-    shapes = ((columns,), (1, columns), (5, columns), (2, 3, columns), (0, columns))
+    shapes = ((columns,), (1, columns), (5, columns), (17, columns), (2, 33, columns), (0, columns))
     for shape in shapes:
         yield Activations(gaussian(*shape, seed=3).to(dtype), f"x = gaussian(*{shape}, seed=3).to({dtype})")
     wide = gaussian(columns, 5, seed=3).to(dtype)
     yield Activations(wide.T, f"x = gaussian({columns}, 5, seed=3).to({dtype}).T  # not contiguous")
+    padded = gaussian(5, columns + 3, seed=3).to(dtype)
+    code = f"x = gaussian(5, {columns + 3}, seed=3).to({dtype})[:, 1 : {columns + 1}]  # rows apart"
+    yield Activations(padded[:, 1 : columns + 1], code)
 
 
 def allowed_error(dense: Tensor, x: Tensor, bias: Tensor | None, expected: Tensor, tolerance: float) -> Tensor:

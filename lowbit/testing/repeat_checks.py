@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from unittest import SkipTest
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lowbit.testing.bare_machine import bare_machine, digest_of, quantized_there
 from lowbit.testing.failure import ConformanceError
@@ -19,7 +21,11 @@ class RepeatChecks(QuantizerSubject):
 
     def test_one_seed_decides_everything(self) -> None:
         """The same seed gives the same weight, whatever the state of the global generators."""
-        weight, code = gaussian(9, 130), self.code("gaussian(9, 130)", "# once more: another result", seed=3)
+        ordinary = [("gaussian(9, 130)", gaussian(9, 130))]
+        for made, weight in [*ordinary, *((each.code, each.weight) for each, _ in self.whole())]:
+            self._require_one_result(weight, self.code(made, "# once more: another result", seed=3))
+
+    def _require_one_result(self, weight: Tensor, code: str) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             first = self.quantize(weight.clone(), seed=3)
@@ -40,31 +46,35 @@ class RepeatChecks(QuantizerSubject):
 
     def test_the_global_random_state_is_left_alone(self) -> None:
         """Drawing from it, or seeding it, would change what the rest of the program does."""
-        before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
-        self.quantize(gaussian(4, 64))
-        after = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
-        changed = [
-            name
-            for name, same in (
-                ("torch", torch.equal(before[0], after[0])),
-                ("random", before[1] == after[1]),
-                ("numpy.random", before[2] == after[2]),
-            )
-            if not same
-        ]
-        if changed:
-            raise ConformanceError(
-                "global random states as they were",
-                f"that of {', '.join(changed)} changed (draw only from the `generator`)",
-                self.code("gaussian(4, 64)"),
-            )
+        for made, weight in [
+            ("gaussian(4, 64)", gaussian(4, 64)),
+            *((each.code, each.weight) for each, _ in self.whole()),
+        ]:
+            before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
+            self.quantize(weight.clone())
+            after = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
+            changed = [
+                name
+                for name, same in (
+                    ("torch", torch.equal(before[0], after[0])),
+                    ("random", before[1] == after[1]),
+                    ("numpy.random", before[2] == after[2]),
+                )
+                if not same
+            ]
+            if changed:
+                raise ConformanceError(
+                    "global random states as they were",
+                    f"that of {', '.join(changed)} changed (draw only from the `generator`)",
+                    self.code(made),
+                )
 
     def test_another_process_gives_the_same(self) -> None:
         """An interrupted run goes on in another process, where sets of strings have another order."""
         self.require_repeatable()
         answer = bare_machine().ask("quantize", {"quantizer": self.subject()}, self.options)
         if "error" in answer:
-            return  # another check says so
+            raise SkipTest("it fails in another process: see test_it_works_with_neither_cuda_nor_triton_nor_llvmlite")
         if answer["digest"] != digest_of(quantized_there(self.subject(), self.options)):
             raise ConformanceError(
                 "the same weight from the same seed in every process",

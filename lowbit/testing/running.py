@@ -54,6 +54,6 @@ def _run(suite: type[Conformance], name: str) -> tuple[Literal["passed", "failed
         return "skipped", str(skip)
     except (AssertionError, LowbitError) as error:
         return "failed", str(error)
-    except Exception as error:  # whatever the code under test raises
+    except (Exception, SystemExit) as error:  # whatever the code under test raises
         return "failed", f"expected: no exception\ngot: {type(error).__name__}: {error}"
     return "passed", ""

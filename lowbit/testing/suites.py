@@ -75,6 +75,14 @@ def suites_of(kind: str, name: str, item: Any) -> dict[str, type[Conformance]]:
     return {}
 
 
+WITHOUT_WEIGHTS = {
+    "test_skips_name_checks_and_give_reasons",
+    "test_it_says_what_it_is",
+    "test_the_formats_it_serves_are_registered",
+}
+"""Checks that need no quantized weight."""
+
+
 def _suite(base: type[Conformance], **attributes: Any) -> type[Conformance]:
     return type(base.__name__, (base,), attributes)
 
@@ -83,7 +91,7 @@ def _made_by(base: type[Conformance], maker: Maker | None, what: str, **attribut
     """Return the checks with weights of a maker, or with every check skipped where there is none."""
     if maker is None:
         reason = f"{what}; name one in a subclass of {base.__name__}"
-        skips = {check: reason for check in base.checks() if check != "test_skips_name_checks_and_give_reasons"}
+        skips = {check: reason for check in base.checks() if check not in WITHOUT_WEIGHTS}
         return _suite(base, skips=skips, **attributes)
     return _suite(base, quantizer=maker.quantizer, options=maker.options, **attributes)
 
