@@ -258,6 +258,6 @@ def _asker(
 def _ask_kernel(kernel: Kernel, workload: Workload) -> dict[str, str]:
     try:
         support = kernel.supports(workload)
-    except Exception as error:  # whatever a plugin raises
+    except (Exception, SystemExit) as error:  # whatever a plugin raises
         return {"kernel": f"it could not say whether it serves this: {describe(error)}"}
     return {} if support.served else {"kernel": support.reason or "it gives no reason"}

@@ -59,7 +59,7 @@ def run_combinations(registry: Registry, found: Iterable[Combination]) -> Iterat
         together = list(group)
         try:
             weights = _weights(registry, together[0])
-        except Exception as error:  # whatever a plugin raises
+        except (Exception, SystemExit) as error:  # whatever a plugin raises
             yield from (Outcome(combination, describe(error)) for combination in together)
             continue
         for combination in together:
@@ -69,7 +69,7 @@ def run_combinations(registry: Registry, found: Iterable[Combination]) -> Iterat
 def _problem(registry: Registry, combination: Combination, weights: dict[str, QuantizedWeight]) -> str:
     try:
         _multiply(registry, combination, weights)
-    except Exception as error:  # whatever a plugin raises
+    except (Exception, SystemExit) as error:  # whatever a plugin raises
         return describe(error)
     return ""
 

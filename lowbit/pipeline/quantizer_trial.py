@@ -87,14 +87,14 @@ def _tried(quantizer: type[WeightQuantizer], options: str) -> Trial:
     made = quantizer(quantizer_config(quantizer, json.loads(options)))
     try:
         quantized = [(matrix, quantize_trial(made, matrix)) for matrix in trial_matrices()]
-    except Exception as error:  # whatever a plugin raises
+    except (Exception, SystemExit) as error:  # whatever a plugin raises
         return Trial(declared=made.formats, problem=f"quantizing a small random matrix failed: {describe(error)}")
     plain = tuple(TrialWeight(matrix, weight, None) for matrix, weight in quantized)
     if not made.is_trainable():
         return Trial(plain, made.formats, training_problem="it has no `parametrize`")
     try:
         frozen = tuple(TrialWeight(m, w, made.freeze(m, made.parametrize(m, w))) for m, w in quantized)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Trial(plain, made.formats, training_problem=f"training a small matrix failed: {describe(error)}")
     return Trial(frozen, made.formats, trainable=True)
 

@@ -27,6 +27,7 @@ import torch
 from lowbit.contracts import DistillationBatch, QuantizedWeight, WeightQuantizer, Workload
 from lowbit.packing import GenericPacker
 from lowbit.testing.batches import random_batch, terms_of
+from lowbit.testing.failure import ANY_ERROR
 from lowbit.testing.matrices import gaussian
 from lowbit.testing.quantizing import quantize_matrix
 from lowbit.testing.sameness import tensor_bytes
@@ -120,7 +121,7 @@ def serve() -> None:
         with contextlib.redirect_stdout(sys.stderr):
             try:
                 answer = _answer(json.loads(line))
-            except Exception as error:  # whatever the code under test raises
+            except ANY_ERROR as error:  # whatever the code under test raises
                 answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import warnings
 from textwrap import dedent, indent
 
+ANY_ERROR = (Exception, SystemExit)
+"""What code under test may raise; a plugin that leaves the process must not end the checks as if they had passed."""
+
 
 class ConformanceError(AssertionError):
     """A broken contract, as a reviewer would note it.

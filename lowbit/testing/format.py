@@ -15,7 +15,7 @@ from lowbit.registry import registry
 from lowbit.testing.code import import_line, quantizing_code
 from lowbit.testing.conformance import Conformance
 from lowbit.testing.declared_bits import require_honest_bits
-from lowbit.testing.failure import ConformanceError, require
+from lowbit.testing.failure import ANY_ERROR, ConformanceError, require
 from lowbit.testing.packers import packers_for, require_layout, require_same_weight, require_unpacks
 from lowbit.testing.quantizing import quantize_all
 from lowbit.testing.sameness import tensor_difference
@@ -102,7 +102,7 @@ class FormatConformance(Conformance):
         what = "a weight that its tensors and parameters restore, with every plain field"
         try:
             again = restore()
-        except Exception as error:  # whatever the code under test raises
+        except ANY_ERROR as error:  # whatever the code under test raises
             raise ConformanceError(what, f"{type(error).__name__}: {error}", code) from error
         for name, value in weight.spec().parameters.items():
             found = getattr(again, name, None)

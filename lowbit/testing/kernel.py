@@ -13,7 +13,7 @@ from lowbit.errors import LowbitError
 from lowbit.testing.bare_machine import bare_machine
 from lowbit.testing.code import import_line, quantizing_code
 from lowbit.testing.conformance import Conformance
-from lowbit.testing.failure import ConformanceError, note, require
+from lowbit.testing.failure import ANY_ERROR, ConformanceError, note, require
 from lowbit.testing.packers import packers_for
 from lowbit.testing.products import activations, require_product, workload_on_cpu
 from lowbit.testing.quantizing import quantize_all
@@ -109,7 +109,7 @@ class KernelConformance(Conformance):
         shown = f"{code}\n{self.kernel.__name__}().supports(...)  # layout {packer.name!r}, {dtype}"
         try:
             support = kernel.supports(workload_on_cpu(weight, packer, dtype))
-        except Exception as error:  # whatever the code under test raises
+        except ANY_ERROR as error:  # whatever the code under test raises
             raise ConformanceError("an answer of `supports`", f"{type(error).__name__}: {error}", shown) from error
         answered = support.served or bool(support.reason.strip())
         require(answered, "a reason why the kernel does not serve a weight", "none", shown)

@@ -15,7 +15,7 @@ from lowbit.recipe.resolve import loss_config
 from lowbit.testing.bare_machine import bare_machine
 from lowbit.testing.batches import agreeing, random_batch, tensors_of, terms_of
 from lowbit.testing.code import import_line, keywords
-from lowbit.testing.failure import ConformanceError, note, require
+from lowbit.testing.failure import ANY_ERROR, ConformanceError, note, require
 from lowbit.testing.loss_gradients import gradient_fault
 from lowbit.testing.options_checks import OptionsChecks
 from lowbit.testing.sameness import tensor_difference
@@ -106,7 +106,7 @@ class LossConformance(OptionsChecks):
         code = self.code(batch="random_batch(blocks=0)")
         try:
             terms = terms_of(self.made(), random_batch(blocks=0))
-        except Exception as error:  # whatever the code under test raises
+        except ANY_ERROR as error:  # whatever the code under test raises
             raise ConformanceError(
                 "a loss without hidden states, or `needs_hidden_states = True`",
                 f"{type(error).__name__}: {error}",

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from lowbit.contracts import QuantizedWeight, WeightQuantizer
 from lowbit.registry import registry
+from lowbit.testing.failure import ANY_ERROR
 from lowbit.testing.matrices import gaussian
 from lowbit.testing.quantizing import quantize_matrix
 
@@ -47,7 +48,7 @@ def maker_of(format_class: type[QuantizedWeight]) -> Maker | None:
     for maker in candidates():
         try:
             made = quantize_matrix(maker.quantizer, gaussian(4, 172), **maker.options)
-        except Exception:  # another class's fault is no matter of this one
+        except ANY_ERROR:  # another class's fault is no matter of this one
             continue
         if type(made) is format_class:
             return maker

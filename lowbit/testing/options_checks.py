@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lowbit.testing.code import import_line
 from lowbit.testing.conformance import Conformance
-from lowbit.testing.failure import ConformanceError
+from lowbit.testing.failure import ANY_ERROR, ConformanceError
 
 
 class OptionsChecks(Conformance):
@@ -50,7 +50,7 @@ class OptionsChecks(Conformance):
         try:
             made = config()
             again = config.model_validate(json.loads(json.dumps(made.model_dump(mode="json"))))
-        except Exception as error:  # whatever the code under test raises
+        except ANY_ERROR as error:  # whatever the code under test raises
             raise ConformanceError(
                 "options that have valid defaults and go through JSON",
                 " ".join(f"{type(error).__name__}: {error}".split()),
@@ -65,7 +65,7 @@ class OptionsChecks(Conformance):
         """`lowbit recipe` describes options to editors by their JSON schema."""
         try:
             self._item().Config.model_json_schema()
-        except Exception as error:  # whatever the code under test raises
+        except ANY_ERROR as error:  # whatever the code under test raises
             raise ConformanceError(
                 "options of types that JSON schema knows",
                 " ".join(f"{type(error).__name__}: {error}".split()),

@@ -13,7 +13,7 @@ from lowbit.errors import LowbitError
 from lowbit.registry import registry
 from lowbit.testing.code import import_line, quantizing_code
 from lowbit.testing.conformance import Conformance
-from lowbit.testing.failure import ConformanceError, require
+from lowbit.testing.failure import ANY_ERROR, ConformanceError, require
 from lowbit.testing.packers import require_layout, require_unpacks, serves
 from lowbit.testing.products import row_tiles_fault
 from lowbit.testing.quantizing import quantize_all
@@ -95,7 +95,7 @@ class PackerConformance(Conformance):
             packed = self.packer().pack(weight)
             try:
                 again = self.packer().unpack(packed, type(weight)).dequantize()
-            except Exception as error:  # whatever the code under test raises
+            except ANY_ERROR as error:  # whatever the code under test raises
                 raise ConformanceError(
                     "a packer that needs nothing but the packed tensors to unpack",
                     f"{type(error).__name__}: {error}",

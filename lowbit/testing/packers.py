@@ -7,7 +7,7 @@ from typing import Any
 from lowbit.contracts import PackedWeight, Packer, QuantizedWeight
 from lowbit.packing import GenericPacker
 from lowbit.registry import registry
-from lowbit.testing.failure import ConformanceError
+from lowbit.testing.failure import ANY_ERROR, ConformanceError
 from lowbit.testing.sameness import tensor_difference, weight_difference
 
 
@@ -43,7 +43,7 @@ def require_unpacks(weight: QuantizedWeight, packer: Packer, reproduce: str) -> 
     try:
         packed = packer.pack(weight)
         found = packer.unpack(packed, type(weight))
-    except Exception as error:  # whatever the code under test raises
+    except ANY_ERROR as error:  # whatever the code under test raises
         raise ConformanceError(what, f"{type(error).__name__}: {error}", shown) from error
     if packed.packer != packer.name:
         raise ConformanceError(f"packed weights carry the packer's name {packer.name!r}", repr(packed.packer), shown)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowbit.contracts import Kernel, Packer, QuantizedWeight, Workload
 from lowbit.packing import from_row_tiles
-from lowbit.testing.failure import ConformanceError
+from lowbit.testing.failure import ANY_ERROR, ConformanceError
 from lowbit.testing.matrices import gaussian
 from lowbit.testing.sameness import tensor_difference
 
@@ -107,7 +107,7 @@ def require_product(
         bias = f"bias = gaussian({weight.shape[0]}, seed=4).to(x.dtype)" if with_bias else "bias = None"
         try:
             told = product_error(kernel, weight, packer, given, with_bias, tolerance)
-        except Exception as error:  # whatever the code under test raises
+        except ANY_ERROR as error:  # whatever the code under test raises
             told = f"{type(error).__name__}: {error}"
         if told:
             raise ConformanceError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lowbit.contracts import QuantizedWeight, WeightQuantizer
 from lowbit.recipe.resolve import quantizer_config
+from lowbit.testing.failure import ANY_ERROR
 from lowbit.testing.matrices import all_weights, statistics_for
 
 
@@ -69,13 +70,13 @@ def _quantize_all(quantizer: type[WeightQuantizer], options: str) -> tuple[Quant
 def _quantize(quantizer: type[WeightQuantizer], options: Mapping[str, Any], code: str, weight: Tensor) -> Quantized:
     try:
         result: object = quantize_matrix(quantizer, weight.clone(), **options)
-    except (Exception, SystemExit) as error:  # whatever the code under test raises
+    except ANY_ERROR as error:  # whatever the code under test raises
         return Quantized(code, weight, None, f"{type(error).__name__}: {error}")
     if not isinstance(result, QuantizedWeight):
         return Quantized(code, weight, None, f"a {type(result).__name__}")
     try:
         fault, is_finite = _fault(weight, result)
-    except (Exception, SystemExit) as error:  # likewise
+    except ANY_ERROR as error:  # likewise
         fault, is_finite = f"{type(error).__name__}: {error}", True
     return Quantized(code, weight, result, fault, is_finite)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lowbit.modeling.quant_linear import QuantLinear
 from lowbit.models.streamed import quiet
 from lowbit.testing.checkpoints import logits_of, stored_tensors, weight_files
-from lowbit.testing.failure import ConformanceError
+from lowbit.testing.failure import ANY_ERROR, ConformanceError
 from lowbit.testing.sameness import tensor_difference
 from lowbit.testing.tiny_checkpoint import load_packed, load_parent
 from lowbit.testing.tiny_model import prompt, work_folder
@@ -40,7 +40,7 @@ def require_file_in_model(folder: Path, reproduce: str) -> None:
 def _load(folder: Path, reproduce: str) -> Any:
     try:
         return load_packed(folder)
-    except Exception as error:  # whatever the code under test raises
+    except ANY_ERROR as error:  # whatever the code under test raises
         raise ConformanceError(
             "a checkpoint that AutoModelForCausalLM.from_pretrained loads",
             f"{type(error).__name__}: {error}",

@@ -11,7 +11,7 @@ from unittest import SkipTest
 
 from lowbit.errors import LowbitError
 from lowbit.testing.conformance import Conformance
-from lowbit.testing.failure import ConformanceNote
+from lowbit.testing.failure import ANY_ERROR, ConformanceNote
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,6 @@ def _run(suite: type[Conformance], name: str) -> tuple[Literal["passed", "failed
         return "skipped", str(skip)
     except (AssertionError, LowbitError) as error:
         return "failed", str(error)
-    except (Exception, SystemExit) as error:  # whatever the code under test raises
+    except ANY_ERROR as error:  # whatever the code under test raises
         return "failed", f"expected: no exception\ngot: {type(error).__name__}: {error}"
     return "passed", ""

@@ -10,6 +10,7 @@ from lowbit.errors import LowbitError, UnknownNameError
 from lowbit.recipe import resolve_recipe
 from lowbit.registry import KINDS, Registered, registry, unknown_name
 from lowbit.testing.conformance import Conformance
+from lowbit.testing.failure import ANY_ERROR
 from lowbit.testing.format import FormatConformance
 from lowbit.testing.kernel import KernelConformance
 from lowbit.testing.loss import LossConformance
@@ -122,7 +123,7 @@ def _suites_of_method(method: Method) -> dict[str, type[Conformance]]:
 def _weights_of(maker: Maker) -> QuantizedWeight | None:
     try:
         return quantize_matrix(maker.quantizer, gaussian(8, 64), **maker.options)
-    except Exception:  # another class's fault is no matter of this one
+    except ANY_ERROR:  # another class's fault is no matter of this one
         return None
 
 

@@ -20,6 +20,7 @@ from lowbit.contracts import WeightQuantizer
 from lowbit.errors import LowbitError
 from lowbit.models.streamed import quiet
 from lowbit.testing.checkpoints import recipe_of, write_tiny_checkpoint
+from lowbit.testing.failure import ANY_ERROR
 from lowbit.testing.matrices import gaussian
 from lowbit.testing.quantizing import quantize_matrix
 from lowbit.testing.registering import registered
@@ -59,7 +60,7 @@ def _made(quantizer: type[WeightQuantizer], options: str, packer: str) -> Made:
     folder = new_folder()
     try:
         write_tiny_checkpoint(recipe_of(quantizer, json.loads(options), packer), folder)
-    except Exception as error:  # whatever the code under test raises
+    except ANY_ERROR as error:  # whatever the code under test raises
         return Made(folder, f"{type(error).__name__}: {error}")
     return Made(folder)
 

@@ -16,6 +16,7 @@ EXAMPLES = REPOSITORY / "docs" / "examples"
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take what a test loads out of the registry again."""
+    registry()  # what is installed stays
     loaded: list[object] = []
     register = Registry.register
 
@@ -68,3 +69,14 @@ def test_a_claim_is_noted_as_one() -> None:
 def test_an_unknown_name_is_one_clear_error() -> None:
     result = run("packed-sing", "--plugin", str(EXAMPLES / "sign_format.py"))
     assert "did you mean packed-sign" in str(result.exception)
+
+
+def test_a_plugin_that_leaves_the_process_fails_its_checks(tmp_path: Path) -> None:
+    leaves = "        raise SystemExit(0)\n        return DenseWeight("
+    text = (EXAMPLES / "sign_quantizer.py").read_text().replace("        return DenseWeight(", leaves)
+    file = tmp_path / "leaves.py"
+    file.write_text(text.replace('"sign"', '"leaves"'))
+    result = run("leaves", "--plugin", str(file))
+    assert result.exception is None
+    assert result.return_value == 1
+    assert "got: SystemExit: 0" in result.output
