@@ -58,7 +58,10 @@ ROOMS: dict[str, set[str]] = {
     "testing": BASE
     | {"durable", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "distillation"}
     | {"packing", "modeling", "results", "pipeline"},
+    "progress": {"contracts", "hookspecs", "results", "pipeline"},
+    "engines": {"errors", "durable", "hookspecs", "registry", "recipe", "embedded", "results", "pipeline", "progress"},
     "cli": BASE
+    | {"progress", "engines"}
     | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "distillation"}
     | {"packing", "modeling", "evaluation", "results", "report", "scaffold", "pipeline", "testing", "durable"},
     "transformers_hook": {"modeling"},

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from lowbit.cli.live_view import LiveView
 from lowbit.cli.progress import messages_console, on_terminal
-from lowbit.cli.run_lines import RunLines
-from lowbit.cli.run_state import RunState
 from lowbit.cli.verbosity import Verbosity, logged_to
+from lowbit.progress import RunLines
+from lowbit.progress.state import RunState
 
 RECIPE = {"method": "generate"}
 
@@ -25,7 +25,8 @@ def batch_progress(verbosity: Verbosity) -> Iterator[Callable[[int, int], None]]
     """
     console = messages_console()
     state = RunState()
-    lines = RunLines(state, lambda line: console.print(line, style="dim", soft_wrap=True), verbosity, not on_terminal())
+    detailed = verbosity >= Verbosity.VERBOSE
+    lines = RunLines(state, lambda line: console.print(line, style="dim", soft_wrap=True), detailed, not on_terminal())
     told = False
 
     def announce(finished: int, batches: int) -> None:

@@ -14,6 +14,7 @@ from lowbit.distillation.processes import is_main_process
 from lowbit.embedded import DEFAULT_TASKS
 from lowbit.pipeline.api import resolve_grid
 from lowbit.pipeline.forecast import forecast
+from lowbit.pipeline.grid_file import read_grid
 from lowbit.recipe import Recipe
 
 
@@ -21,16 +22,28 @@ def grid_recipes(values: Mapping[str, Any], flags: dict[str, Any], default_tasks
     """Resolve the recipes of every model and method on the command line.
 
     Args:
-        values: The options' values; `models`, `methods`, `config` and `overrides` are read.
+        values: The options' values; `models`, `methods`, `config`, `grid` and `overrides` are read.
         flags: Recipe keys that options set.
         default_tasks: Whether to judge by the embedded tasks when none are named.
     """
+    if values.get("grid") is not None:
+        return _recipes_of_grid(values, flags)
     file = read_config(values.get("config"))
     named = flags.get("eval", {}).get("tasks") or (file or {}).get("eval", {}).get("tasks")
     if default_tasks and not named:
         flags.setdefault("eval", {})["tasks"] = DEFAULT_TASKS
     models = _split(values.get("models", ()))
     return resolve_grid(models, _split(values.get("methods", ())), flags, file, read_overrides(values["overrides"]))
+
+
+def _recipes_of_grid(values: Mapping[str, Any], flags: dict[str, Any]) -> list[Recipe]:
+    """Resolve the recipes of a grid file."""
+    for option, key in (("--model", "models"), ("--method", "methods"), ("--config", "config"), ("--seed", "seed")):
+        if values.get(key):
+            raise click.UsageError(f"--grid lists models, methods, seeds and recipe keys itself; leave out {option}")
+    if "path" in flags.get("model", {}):
+        raise click.UsageError("--grid lists models itself; leave out pretrained= of --model_args")
+    return read_grid(Path(values["grid"]), flags, read_overrides(values["overrides"]), DEFAULT_TASKS)
 
 
 def only_described(recipes: Sequence[Recipe], values: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lowbit.cli.run_state import RunState, duration, errors_of, short_name
+from lowbit.progress.state import RunState, duration, errors_of, short_name
 
 BAR_WIDTH = 24
 LAYERS_SHOWN = 8

@@ -10,10 +10,10 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 
 from lowbit.cli.live_view import LiveView
-from lowbit.cli.run_lines import RunLines
-from lowbit.cli.run_state import RunState
 from lowbit.cli.verbosity import Verbosity, logged_to
 from lowbit.distillation.processes import is_main_process
+from lowbit.progress import RunLines
+from lowbit.progress.state import RunState
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
 
@@ -53,5 +53,6 @@ def progress(verbosity: Verbosity, recipes: Sequence[Recipe] = ()) -> Iterator[C
         state = RunState([recipe.to_dict() for recipe in recipes])
         if on_terminal():
             opened.enter_context(LiveView(state, console))
-        opened.enter_context(registry().observing(RunLines(state, write, verbosity, blocks=not on_terminal())))
+        lines = RunLines(state, write, verbosity >= Verbosity.VERBOSE, blocks=not on_terminal())
+        opened.enter_context(registry().observing(lines))
         yield write

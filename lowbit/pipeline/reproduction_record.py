@@ -9,7 +9,7 @@ from typing import Any
 
 from lowbit.contracts import PublishedCell
 from lowbit.durable import make_directory, write_json
-from lowbit.pipeline.bench import EVALUATION_PACKAGES
+from lowbit.pipeline.bench_options import EVALUATION_PACKAGES
 from lowbit.pipeline.identity import package_versions, plugin_versions
 from lowbit.pipeline.published import EMBEDDED
 from lowbit.pipeline.reproduce import Reproduction

@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from lowbit.contracts.training import DistillationSettings, ReconstructionSettings, TrainingDataSettings
 from lowbit.recipe.evaluation import EvaluationSettings
+from lowbit.recipe.resources import ResourceSettings
 from lowbit.recipe.rules import Rule
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -93,6 +94,7 @@ class Recipe(_Section):
     backend: Backend = Field("dense", description="evaluate dequantized weights, or packed ones through the kernel")
     max_shard_size: int = Field(2_000_000_000, ge=1, description="bytes of a safetensors file before it is split")
     output_path: Path | None = Field(None, description="where results go")
+    resources: ResourceSettings = ResourceSettings()
 
     @field_validator("modules_to_not_convert")
     @classmethod
@@ -115,8 +117,8 @@ class Recipe(_Section):
         return self.model_dump(mode="json")
 
     def sha256(self) -> str:
-        """Return the hash of the canonical JSON of the whole recipe: the run's id."""
-        return canonical_sha256(self.to_dict())
+        """Return the hash of the recipe's canonical JSON without `resources`: what is computed, not where."""
+        return canonical_sha256({key: value for key, value in self.to_dict().items() if key != "resources"})
 
     def checkpoint_part(self) -> dict[str, Any]:
         """Return the keys that decide the bytes of the checkpoint."""

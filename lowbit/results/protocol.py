@@ -12,7 +12,9 @@ from typing import Any
 from lowbit.results.store import StoredResult
 from lowbit.results.task_groups import members_of
 
-_NOT_OF_THE_CHECKPOINT = frozenset({"seed", "eval", "backend", "output_path", "model", "preset", "max_shard_size"})
+_NOT_OF_THE_CHECKPOINT = frozenset(
+    {"seed", "eval", "backend", "output_path", "model", "preset", "max_shard_size", "resources"}
+)
 """Keys of a recipe that change neither how weights are quantized nor what the result is one of several seeds of."""
 _OF_A_MEMBER = frozenset({"version", "few-shot", "documents", "prompt", "subtasks"})
 """What members of a group may be asked in different ways; the other settings are those of the whole run."""

@@ -31,6 +31,7 @@ class Row:
         measured: Every metric of every task.
         parent_measured: The same of the parent.
         decoding: Tokens a second of greedy decoding, packed and dense; empty where it was not timed.
+        seed: The seed of the quantization; `None` for the parent. Tables show it where rows differ in it.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Row:
     measured: Sequence[Metric] = ()
     parent_measured: Sequence[Metric] = ()
     decoding: Sequence[float] = ()
+    seed: int | None = None
 
 
 def header(rows: Sequence[Row]) -> list[str]:
@@ -56,24 +58,43 @@ def header(rows: Sequence[Row]) -> list[str]:
             tasks.setdefault(task, metric)
     arrows = [f"{task} {metric.name} {'↑' if metric.higher_is_better else '↓'}" for task, metric in tasks.items()]
     speed = ["tokens/s (x dense)"] if any(row.decoding for row in rows) else []
-    return ["model", "method", "bits nominal", "bits linear", "bits file", *arrows, "quantize s", "peak MB", *speed]
+    seeded = ["seed"] if has_seeds(rows) else []
+    return [
+        "model",
+        "method",
+        *seeded,
+        "bits nominal",
+        "bits linear",
+        "bits file",
+        *arrows,
+        "quantize s",
+        "peak MB",
+        *speed,
+    ]
 
 
-def cells(row: Row, tasks: Sequence[str], timed: bool = False) -> list[str]:
+def has_seeds(rows: Sequence[Row]) -> bool:
+    """Say whether a table needs a column of seeds: only where there are several."""
+    return len({row.seed for row in rows if row.seed is not None}) > 1
+
+
+def cells(row: Row, tasks: Sequence[str], timed: bool = False, seeded: bool = False) -> list[str]:
     """Return a row as text, recovery behind each value in percent of the parent.
 
     Args:
         row: The row.
         tasks: The columns of tasks.
         timed: Whether the table has a column of decoding speed.
+        seeded: Whether it has one of seeds.
     """
+    seed = [MISSING if row.seed is None else str(row.seed)] if seeded else []
     bits = [f"{value:.2f}" for value in row.bits] if row.bits else [MISSING] * 3
     values = [_value(row, task) for task in tasks]
     if row.error is not None and values:
         values = ["failed", *[MISSING] * (len(values) - 1)]
     seconds = MISSING if row.seconds is None else f"{row.seconds:.1f}"
     memory = MISSING if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.0f}"
-    return [row.model, row.method, *bits, *values, seconds, memory, *([_speed(row)] if timed else [])]
+    return [row.model, row.method, *seed, *bits, *values, seconds, memory, *([_speed(row)] if timed else [])]
 
 
 def _speed(row: Row) -> str:
@@ -91,14 +112,14 @@ def task_names(rows: Sequence[Row]) -> list[str]:
 def render(rows: Sequence[Row]) -> Table:
     """Return the table for a terminal."""
     table = Table(caption="in brackets: recovery in percent of the parent; bits per weight", caption_justify="left")
-    tasks, timed = task_names(rows), any(row.decoding for row in rows)
+    tasks, timed, seeded = task_names(rows), any(row.decoding for row in rows), has_seeds(rows)
     for number, title in enumerate(header(rows)):
         table.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
     previous = None
     for row in rows:
         if previous is not None and row.model != previous:
             table.add_section()
-        table.add_row(*(Text(cell) for cell in cells(row, tasks, timed)))
+        table.add_row(*(Text(cell) for cell in cells(row, tasks, timed, seeded)))
         previous = row.model
     return table
 
@@ -106,9 +127,9 @@ def render(rows: Sequence[Row]) -> Table:
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return the table as Markdown."""
     titles = header(rows)
-    tasks, timed = task_names(rows), any(row.decoding for row in rows)
+    tasks, timed, seeded = task_names(rows), any(row.decoding for row in rows), has_seeds(rows)
     alignment = ["---", "---", *["---:"] * (len(titles) - 2)]
-    lines = [titles, alignment, *(cells(row, tasks, timed) for row in rows)]
+    lines = [titles, alignment, *(cells(row, tasks, timed, seeded) for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 

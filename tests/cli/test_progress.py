@@ -17,8 +17,8 @@ from rich.console import Console
 
 from lowbit import LayerReport, QuantizationWarning, QuantizedBlock, TrainingStep
 from lowbit.cli.main import main
-from lowbit.cli.run_lines import RunLines
-from lowbit.cli.run_state import Counter, RunState, duration, short_name
+from lowbit.progress.lines import RunLines
+from lowbit.progress.state import Counter, RunState, duration, short_name
 from lowbit.cli.verbosity import Verbosity, choose, logged_to
 from lowbit.contracts import EvaluationStep, QuantizedLayer
 

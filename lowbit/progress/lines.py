@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lowbit.cli.run_state import Counter, RunState, duration, errors_of
-from lowbit.cli.verbosity import Verbosity
 from lowbit.contracts import EvaluationStep, QuantizedBlock, QuantizedLayer, TrainingStep
 from lowbit.hookspecs import hookimpl
+from lowbit.progress.state import Counter, RunState, duration, errors_of
 from lowbit.results.metrics import primary_metrics
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -21,7 +20,7 @@ class RunLines:
     Args:
         state: What it keeps up to date.
         write: Prints a line.
-        verbosity: With `VERBOSE` also layers and timings are said.
+        detailed: Whether layers and timings are said, too.
         blocks: Whether to say each block and now and then a step; a live view shows these itself.
         clock: Tells seconds.
     """
@@ -30,13 +29,13 @@ class RunLines:
         self,
         state: RunState,
         write: Callable[[str], None],
-        verbosity: Verbosity = Verbosity.NORMAL,
+        detailed: bool = False,
         blocks: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state = state
         self._write = write
-        self._detailed = verbosity >= Verbosity.VERBOSE
+        self._detailed = detailed
         self._blocks = blocks or self._detailed
         self._clock = clock
         self._said = self._began = clock()

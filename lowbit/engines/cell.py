@@ -1,0 +1,183 @@
+"""One cell of a grid as a worker runs it: from plain values to a result file, at most once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lowbit.durable import make_directory, one_at_a_time
+from lowbit.errors import LowbitError
+from lowbit.pipeline.bench_cells import evaluate_parent, evaluation_key, run_method, write_parent
+from lowbit.pipeline.bench_options import CHECKPOINTS, BenchOptions
+from lowbit.pipeline.bench_plan import plan_bench
+from lowbit.pipeline.finished_results import FinishedResults
+from lowbit.progress import RunLines, RunState
+from lowbit.recipe import Recipe
+from lowbit.registry import registry
+from lowbit.results.store import StoredResult
+
+SECONDS_BETWEEN_REPORTS = 1.0
+
+
+@dataclass(frozen=True)
+class CellTask:
+    """What a worker is told.
+
+    Args:
+        number: The cell's position in the grid; a parent's is that of its first cell.
+        role: Whether the parent is evaluated, or a method is run.
+        recipe: The recipe, as plain values.
+        sha256: The recipe's hash, as whoever sends it sees it.
+        output_path: Where results go, as an absolute path that every worker sees.
+        device: Where models are worked on.
+        run: Name of the run.
+        threads: How many threads to compute with.
+        working_directory: What relative paths are relative to.
+        plugins: Plugins that are loaded by `--plugin`.
+        version: lowbit's version.
+        extra_tasks: Task configurations beside lm-eval's own.
+        refresh_parent: Evaluate the parent again although its result is cached.
+        speed: Time greedy decoding.
+    """
+
+    number: int
+    role: Literal["parent", "quantized"]
+    recipe: Mapping[str, Any]
+    sha256: str
+    output_path: str
+    device: str
+    run: str
+    threads: int
+    working_directory: str
+    plugins: Sequence[str] = ()
+    version: str = ""
+    extra_tasks: Sequence[dict[str, Any]] = ()
+    refresh_parent: bool = False
+    speed: bool = False
+
+
+@dataclass(frozen=True)
+class CellAnswer:
+    """What a worker answers.
+
+    Args:
+        number: The cell's position.
+        result: The result file; `None` where there is none.
+        error: Why there is none.
+    """
+
+    number: int
+    result: str | None
+    error: str | None = None
+
+
+Report = Callable[[int, Mapping[str, Any]], None]
+"""Is told a cell's number and what is known of it: `line`, or `title`, `text`, `done`, `total` and `memory`."""
+
+
+def run_cell(task: CellTask, report: Report) -> CellAnswer:
+    """Run a cell, or find the result of an earlier attempt of the same run.
+
+    An error that a user can mend is an answer; any other is raised.
+
+    Args:
+        task: What to do.
+        report: Is told how far the cell has come.
+    """
+    try:
+        recipe = _entered(task)
+        with _observed(task, recipe, report):
+            return CellAnswer(task.number, str(_result_of(task, recipe, report).path))
+    except LowbitError as error:
+        return CellAnswer(task.number, None, str(error))
+
+
+def _entered(task: CellTask) -> Recipe:
+    """Make this process like the one that sent the task: working directory, plugins, threads.
+
+    Raises:
+        LowbitError: The worker is not set up as the sender is.
+    """
+    import torch
+
+    version = importlib.metadata.version("lowbit")
+    if version != task.version:
+        raise LowbitError(f"this worker has lowbit {version}, and the grid was started by {task.version}; install one")
+    try:
+        os.chdir(task.working_directory)
+    except OSError as error:
+        raise LowbitError(
+            f"the directory {task.working_directory}, where the grid was started, is not on this worker: {error}; "
+            "start it in a directory on storage that all nodes share"
+        ) from error
+    torch.set_num_threads(task.threads)
+    for plugin in task.plugins:
+        registry().load(plugin)
+    recipe = Recipe.model_validate(task.recipe)
+    if recipe.sha256() != task.sha256:
+        raise LowbitError("this worker reads the recipe in another way than the sender; install the same packages")
+    return recipe
+
+
+def _result_of(task: CellTask, recipe: Recipe, report: Report) -> StoredResult:
+    """Return this run's result of a cell; attempts take turns, so that a second one finds what the first one wrote."""
+    options = BenchOptions(
+        output_path=Path(task.output_path),
+        device=task.device,
+        announce=lambda text: report(task.number, {"line": text}),
+        refresh_parent=task.refresh_parent and task.role == "parent",
+        extra_tasks=task.extra_tasks,
+        speed=task.speed,
+        run=task.run,
+    )
+    folder = options.folder / CHECKPOINTS
+    make_directory(folder)
+    lock = folder / f"{task.run[:12]}-{task.role}-{task.number}.lock"
+    with one_at_a_time(lock, f"at work on cell {task.number}"):
+        result = _found_or_made(task, recipe, options)
+        lock.unlink(missing_ok=True)  # Whoever comes later finds the result.
+    return result
+
+
+def _found_or_made(task: CellTask, recipe: Recipe, options: BenchOptions) -> StoredResult:
+    (group,) = plan_bench([recipe], options)
+    finished = FinishedResults(options.folder)
+    if task.role == "parent":
+        stored = finished.parent(evaluation_key(recipe, group.tasks, task.device), task.run)
+        return stored or write_parent(recipe, evaluate_parent(recipe, group.tasks, options), options)
+    (cell,) = group.cells
+    stored = finished.quantized(recipe, cell.checkpoint, task.run)
+    return stored or run_method(cell, evaluate_parent(recipe, group.tasks, options), group.tasks, options)
+
+
+@contextmanager
+def _observed(task: CellTask, recipe: Recipe, report: Report) -> Iterator[None]:
+    """Report what the event hooks say, in lines, and once a second how far the cell has come."""
+    state = RunState([recipe.to_dict()])
+    lines = RunLines(state, lambda line: report(task.number, {"line": line}))
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(SECONDS_BETWEEN_REPORTS):
+            report(task.number, snapshot(state))
+
+    teller = threading.Thread(target=tell, daemon=True)
+    with registry().observing(lines):
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+
+def snapshot(state: RunState) -> dict[str, Any]:
+    """Return what there is to see of a run at a moment, as plain values."""
+    state.memory.look()
+    counters = [(counter.text, counter.done, counter.total) for counter in state.counters]
+    return {"title": state.title, "counters": counters, "memory": str(state.memory)}

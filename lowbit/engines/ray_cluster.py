@@ -1,0 +1,117 @@
+"""A connection to a Ray cluster: a running one, or one of this machine's own for as long as the run lasts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from lowbit.errors import LowbitError
+
+LOCAL = "local"
+# Cells pass paths and lines of text to one another; weights go through files.
+OBJECT_STORE_BYTES = 100_000_000
+PASSED_ON = (
+    *("LOWBIT_DATA_DIR", "LOWBIT_PLUGINS", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "GOMP_SPINCOUNT"),
+    *("TOKENIZERS_PARALLELISM", "TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"),
+)
+"""Environment variables that workers get from whoever starts a grid; no secret is among them."""
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Which cluster runs a grid.
+
+    Args:
+        address: As `ray.init` takes it: `HOST:PORT`, `auto`, `ray://HOST:PORT`; `None` starts one on this machine.
+    """
+
+    address: str | None = None
+
+
+def import_ray() -> Any:
+    """Return the module `ray`.
+
+    Raises:
+        LowbitError: It is not installed.
+    """
+    # A local cluster of one command reports to nobody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise LowbitError("--engine ray needs Ray: pip install 'lowbit[ray]'") from error
+    return ray
+
+
+@contextmanager
+def connected(settings: ClusterSettings) -> Iterator[Any]:
+    """Connect to a cluster while the context is open, and yield the module `ray`.
+
+    Raises:
+        LowbitError: There is no such cluster, or this process is connected to one already.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        raise LowbitError("this process is connected to a Ray cluster already; call ray.shutdown() first")
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    own: dict[str, Any] = {"address": settings.address}
+    if settings.address is None:
+        own = {"address": LOCAL, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    with _signals_kept():
+        try:
+            ray.init(
+                **own,
+                runtime_env={"env_vars": environment},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace="lowbit",
+            )
+        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+            where = settings.address or "on this machine"
+            reason = " ".join(str(error).split())[:300]
+            raise LowbitError(
+                f"no Ray cluster at {where}: {reason}; give --ray_address HOST:PORT of its head"
+            ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Give back the handlers of signals that Ray replaces by its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def largest_node_cpus(ray: Any) -> int:
+    """Return the cores of the largest living node, at least 1."""
+    cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    return max(1, int(max(cores, default=1)))
+
+
+def fitting_nodes(ray: Any, wanted: dict[str, float]) -> int:
+    """Return how many living nodes have the resources, whether these are free or not.
+
+    Args:
+        ray: The module, connected.
+        wanted: Amounts by Ray's names: CPU, GPU, memory.
+    """
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in alive)
