@@ -34,7 +34,7 @@ class CellTask:
         role: Whether the parent is evaluated, or a method is run.
         recipe: The recipe, as plain values.
         sha256: The recipe's hash, as whoever sends it sees it.
-        output_path: Where results go, as an absolute path that every worker sees.
+        output_path: Where results go, on storage that every worker sees.
         device: Where models are worked on.
         run: Name of the run.
         threads: How many threads to compute with.
@@ -78,7 +78,7 @@ class CellAnswer:
 
 
 Report = Callable[[int, Mapping[str, Any]], None]
-"""Is told a cell's number and what is known of it: `line`, or `title`, `text`, `done`, `total` and `memory`."""
+"""Is told a cell's number and what is known of it: `line`, or `title`, `counters` and `memory`."""
 
 
 def run_cell(task: CellTask, report: Report) -> CellAnswer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 from lowbit.errors import LowbitError
 
 LOCAL = "local"
+SECONDS_TO_CONNECT = 10.0
 # Cells pass paths and lines of text to one another; weights go through files.
 OBJECT_STORE_BYTES = 100_000_000
 PASSED_ON = (
@@ -60,6 +62,8 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     ray = import_ray()
     if ray.is_initialized():
         raise LowbitError("this process is connected to a Ray cluster already; call ray.shutdown() first")
+    if settings.address is not None:
+        _require_listening(settings.address)
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     own: dict[str, Any] = {"address": settings.address}
     if settings.address is None:
@@ -83,6 +87,25 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_listening(address: str) -> None:
+    """Check that somebody listens at an address; Ray itself would try for many minutes.
+
+    Raises:
+        LowbitError: It is no address, or nobody answers.
+    """
+    if address == "auto":
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and colon and port.isdigit() and int(port) < 1 << 16):
+        raise LowbitError(f"--ray_address {address!r}: expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise LowbitError(
+            f"no Ray cluster at {address}: {error}; `ray start --head` prints the address of a cluster's head"
+        ) from error
 
 
 @contextmanager

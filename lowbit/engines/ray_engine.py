@@ -83,7 +83,7 @@ class _Grid:
         self._groups = groups
         self._options = options
         self._watcher = how.watcher
-        self._plugins = tuple(str(Path(p).resolve()) if Path(p).is_file() else p for p in how.plugins)
+        self._plugins = tuple(how.plugins)
         self._mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
         self._cores = largest_node_cpus(ray)
         self._pending: dict[Any, tuple[NumberedGroup, int]] = {}
@@ -139,7 +139,7 @@ class _Grid:
             role=role,
             recipe=recipe.to_dict(),
             sha256=recipe.sha256(),
-            output_path=str(self._options.output_path.resolve()),
+            output_path=str(self._options.output_path),
             device=self._options.device,
             run=self._options.run,
             threads=threads,
@@ -235,9 +235,12 @@ class _Mailbox:
 
 def _work(task: CellTask, mailbox: Any) -> CellAnswer:
     """Run a cell in a worker."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
 
     def report(number: int, what: Mapping[str, Any]) -> None:
-        mailbox.put.remote(number, what)
+        mailbox.put.remote(number, {**what, "node": node})
 
     return run_cell(task, report)
 

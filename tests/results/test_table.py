@@ -29,3 +29,11 @@ def test_markup_in_a_model_name_is_printed_and_not_interpreted() -> None:
     console = Console(width=120, record=True)
     console.print(render([Row("[red]m[/red]", "parent", (16.0, 16.0, 16.0), ACCURACY)]))
     assert "[red]m[/red]" in console.export_text()
+
+
+def test_seeds_are_a_column_where_they_differ() -> None:
+    rows = [ROWS[0], *(Row("m", "two-bit", (2.0, 2.5, 5.2), QUANTIZED, seed=seed) for seed in (0, 1))]
+    lines = to_markdown(rows).splitlines()
+    assert lines[0].startswith("| model | method | seed | bits nominal")
+    assert [line.split(" | ")[2] for line in lines[2:]] == ["-", "0", "1"]
+    assert "seed" not in to_markdown(rows[:2])
