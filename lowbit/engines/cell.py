@@ -138,7 +138,7 @@ def _result_of(task: CellTask, recipe: Recipe, report: Report) -> StoredResult:
     )
     folder = options.folder / CHECKPOINTS
     make_directory(folder)
-    lock = folder / f"{task.run[:12]}-{task.role}-{task.number}.lock"
+    lock = folder / f"cell-{task.role}-{task.sha256[:16]}.lock"
     with one_at_a_time(lock, f"at work on cell {task.number}"):
         result = _found_or_made(task, recipe, options)
         lock.unlink(missing_ok=True)  # Whoever comes later finds the result.

@@ -29,7 +29,7 @@ from lowbit.results.table import Row
 POLL_SECONDS = 0.5
 LOST_WORKERS = 10
 """How often a cell is begun again after its worker was lost; an error of the cell itself is never tried again."""
-SECONDS_TO_STOP = 8.0
+SECONDS_TO_STOP = 4.0
 
 logger = logging.getLogger(__name__)
 
