@@ -44,6 +44,7 @@ class CellTask:
         extra_tasks: Task configurations beside lm-eval's own.
         refresh_parent: Evaluate the parent again although its result is cached.
         speed: Time greedy decoding.
+        skip_finished: Whether another run's result of the same cell will do; without it only this run's does.
     """
 
     number: int
@@ -60,6 +61,7 @@ class CellTask:
     extra_tasks: Sequence[dict[str, Any]] = ()
     refresh_parent: bool = False
     speed: bool = False
+    skip_finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,12 @@ def _result_of(task: CellTask, recipe: Recipe, report: Report) -> StoredResult:
 def _found_or_made(task: CellTask, recipe: Recipe, options: BenchOptions) -> StoredResult:
     (group,) = plan_bench([recipe], options)
     finished = FinishedResults(options.folder)
+    run = None if task.skip_finished else task.run
     if task.role == "parent":
-        stored = finished.parent(evaluation_key(recipe, group.tasks, task.device), task.run)
+        stored = finished.parent(evaluation_key(recipe, group.tasks, task.device), run)
         return stored or write_parent(recipe, evaluate_parent(recipe, group.tasks, options), options)
     (cell,) = group.cells
-    stored = finished.quantized(recipe, cell.checkpoint, task.run)
+    stored = finished.quantized(recipe, cell.checkpoint, run)
     return stored or run_method(cell, evaluate_parent(recipe, group.tasks, options), group.tasks, options)
 
 

@@ -84,7 +84,8 @@ class _Grid:
         self._options = options
         self._watcher = how.watcher
         self._plugins = tuple(how.plugins)
-        self._mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+        # With its node what was reported is lost, too, which is no matter.
+        self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
         self._cores = largest_node_cpus(ray)
         self._pending: dict[Any, tuple[NumberedGroup, int]] = {}
         self._told: set[str] = set()
@@ -149,6 +150,7 @@ class _Grid:
             extra_tasks=tuple(self._options.extra_tasks),
             refresh_parent=self._options.refresh_parent,
             speed=self._options.speed,
+            skip_finished=self._options.skip_finished,
         )
         remote = self._ray.remote(_work).options(
             **resources, max_retries=LOST_WORKERS, retry_exceptions=False, name=f"lowbit {recipe.method}"
