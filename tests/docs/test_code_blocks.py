@@ -69,16 +69,25 @@ def test_lowbit_takes_every_command_line_of_a_page(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identify)
-def test_the_recipes_of_a_page_resolve(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_recipes_of_a_page_resolve(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for block in code_blocks(page):
         for arguments in lowbit_commands(block):
             ours = arguments and arguments[0] in ("bench", "quantize") and "--plugin" not in arguments
             if not ours or any("$" in word for word in arguments) or not _known_methods(arguments):
                 continue
+            if "--grid" in arguments:
+                (tmp_path / "grid.yaml").write_text(_grid_of_the_documentation())
+                monkeypatch.chdir(tmp_path)
             with pytest.raises(SystemExit) as ended:
                 _main([*arguments, "--show_config"])
             shown = capsys.readouterr()
             assert not ended.value.code, f"{page.name}, line {block.line}: {shown.err}"
+
+
+def _grid_of_the_documentation() -> str:
+    return next(block.text for block in code_blocks(DOCS / "grids.md") if block.text.startswith("# grid.yaml"))
 
 
 def _known_methods(arguments: list[str]) -> bool:
