@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from lowbit.durable import make_directory, one_at_a_time
 from lowbit.errors import LowbitError
-from lowbit.pipeline.bench_cells import evaluate_parent, evaluation_key, run_method, write_parent
+from lowbit.pipeline.bench_cells import evaluate_parent, run_method, write_parent
 from lowbit.pipeline.bench_options import CHECKPOINTS, BenchOptions
 from lowbit.pipeline.bench_plan import plan_bench
-from lowbit.pipeline.finished_results import FinishedResults
+from lowbit.pipeline.finished_results import FinishedResults, find_finished
 from lowbit.progress import RunLines, RunState
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
@@ -149,14 +149,12 @@ def _result_of(task: CellTask, recipe: Recipe, report: Report) -> StoredResult:
 
 def _found_or_made(task: CellTask, recipe: Recipe, options: BenchOptions) -> StoredResult:
     (group,) = plan_bench([recipe], options)
-    finished = FinishedResults(options.folder)
-    run = None if task.skip_finished else task.run
+    run = None if task.skip_finished and not task.refresh_parent else task.run
+    parent, found = find_finished(group, options, FinishedResults(options.folder), run)
     if task.role == "parent":
-        stored = finished.parent(evaluation_key(recipe, group.tasks, task.device), run)
-        return stored or write_parent(recipe, evaluate_parent(recipe, group.tasks, options), options)
+        return parent or write_parent(recipe, evaluate_parent(recipe, group.tasks, options), options)
     (cell,) = group.cells
-    stored = finished.quantized(recipe, cell.checkpoint, run)
-    return stored or run_method(cell, evaluate_parent(recipe, group.tasks, options), group.tasks, options)
+    return found[0] or run_method(cell, evaluate_parent(recipe, group.tasks, options), group.tasks, options)
 
 
 @contextmanager

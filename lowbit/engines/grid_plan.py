@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lowbit.pipeline.bench_cells import evaluation_key
 from lowbit.pipeline.bench_options import BenchOptions, model_name
 from lowbit.pipeline.bench_plan import ParentGroup
-from lowbit.pipeline.finished_results import FinishedResults
+from lowbit.pipeline.finished_results import FinishedResults, find_finished
 from lowbit.results.rows import row_of
 from lowbit.results.store import StoredResult
 from lowbit.results.table import Row
@@ -62,10 +61,7 @@ def number_groups(plans: Sequence[ParentGroup], options: BenchOptions) -> list[N
     for plan in plans:
         group = NumberedGroup(plan, range(number + 1, number + 1 + len(plan.cells)), number)
         number += 1 + len(plan.cells)
-        group.found = [None] * len(plan.cells)
-        if finished is not None:
-            group.parent = finished.parent(evaluation_key(plan.recipe, plan.tasks, options.device))
-            group.found = [finished.quantized(cell.recipe, cell.checkpoint) for cell in plan.cells]
+        group.parent, group.found = find_finished(plan, options, finished)
         groups.append(group)
     return groups
 

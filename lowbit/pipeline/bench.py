@@ -11,14 +11,13 @@ from lowbit.pipeline.bench_cells import (
     EvaluatedParent,
     NotQuantizedError,
     evaluate_parent,
-    evaluation_key,
     run_method,
     write_parent,
 )
 from lowbit.pipeline.bench_options import CHECKPOINTS, EVALUATION_PACKAGES, PARENTS, BenchOptions, model_name
 from lowbit.pipeline.bench_plan import MethodCell, ParentGroup, plan_bench
 from lowbit.pipeline.composition_check import require_composition
-from lowbit.pipeline.finished_results import FinishedResults
+from lowbit.pipeline.finished_results import FinishedResults, find_finished
 from lowbit.pipeline.resources import require_device
 from lowbit.pipeline.taking_part import let_others_go, take_part
 from lowbit.recipe import Recipe
@@ -62,10 +61,7 @@ def bench(recipes: Sequence[Recipe], options: BenchOptions) -> Iterator[Row]:
 
 def _run_group(group: ParentGroup, options: BenchOptions, finished: FinishedResults | None) -> Iterator[Row]:
     """Run a parent and its methods; what is finished is told from its result."""
-    stored = None
-    if finished is not None:
-        stored = finished.parent(evaluation_key(group.recipe, group.tasks, options.device))
-    found = [None if finished is None else finished.quantized(cell.recipe, cell.checkpoint) for cell in group.cells]
+    stored, found = find_finished(group, options, finished)
     parent: EvaluatedParent | None = None
     if stored is None or None in found:
         try:

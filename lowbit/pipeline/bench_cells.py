@@ -106,7 +106,6 @@ def write_parent(recipe: Recipe, parent: EvaluatedParent, options: BenchOptions)
         "role": "parent",
         **common,
         "bits": parent_bits(parent.folder).model_dump(),
-        "evaluation_key": parent.key,
         "from_cache": parent.from_cache,
     }
     return _written(write_result(options.output_path, parent.name, parent.results, record, datetime.now(UTC)))
@@ -223,6 +222,7 @@ def _common_record(recipe: Recipe, parent: EvaluatedParent, options: BenchOption
         "parent": {"name": parent.name, "path": str(parent.folder), "sha256": parent.sha256},
         "chance": parent.chance,
         "data_sha256": parent.data,
+        "evaluation_key": parent.key,
         "context_length": parent.results.get("max_length"),
         "device": options.device,
         "threads": torch.get_num_threads(),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lowbit.pipeline.bench_cells import evaluation_key
+from lowbit.pipeline.bench_options import BenchOptions
+from lowbit.pipeline.bench_plan import ParentGroup
 from lowbit.recipe import Recipe
 from lowbit.results.store import StoredResult, read_results
 
@@ -12,9 +15,10 @@ from lowbit.results.store import StoredResult, read_results
 class FinishedResults:
     """The results of a directory, to be found by what they are results of.
 
-    A quantized model's result counts if recipe and checkpoint are the same: the checkpoint's name carries the hashes of
-    the parent's files, of the calibration tokens and of the plugins that made it. A parent's counts if its evaluation
-    has the same key, which is a hash of the parent's files, of the tasks with their documents, and of the packages.
+    A parent's result counts if its evaluation has the same key, which is a hash of the parent's files, of the tasks
+    with their documents, of the settings, device and number type, and of the packages. A quantized model's counts if it
+    was judged beside such a parent, and recipe and checkpoint are the same: the checkpoint's name carries the hashes of
+    the calibration tokens and of the plugins that made it.
 
     Args:
         folder: The results directory.
@@ -23,19 +27,25 @@ class FinishedResults:
     def __init__(self, folder: Path) -> None:
         self._results = read_results(folder).results if folder.exists() else ()
 
-    def quantized(self, recipe: Recipe, checkpoint: Path, run: str | None = None) -> StoredResult | None:
+    def quantized(
+        self, recipe: Recipe, checkpoint: Path, key: str, speed: bool, run: str | None = None
+    ) -> StoredResult | None:
         """Return the newest result of a recipe.
 
         Args:
             recipe: The recipe.
             checkpoint: Where its checkpoint lies.
+            key: The key of its parent's evaluation.
+            speed: Whether decoding must have been timed.
             run: Only what this run wrote; `None` for any.
         """
         sha256 = recipe.sha256()
 
         def is_wanted(result: StoredResult) -> bool:
-            named = Path(str(result.lowbit.get("checkpoint"))).name
-            return result.role == "quantized" and result.recipe_sha256 == sha256 and named == checkpoint.name
+            ours = result.lowbit
+            if result.role != "quantized" or result.recipe_sha256 != sha256 or ours.get("evaluation_key") != key:
+                return False
+            return Path(str(ours.get("checkpoint"))).name == checkpoint.name and (not speed or "speed" in ours)
 
         return self._newest(is_wanted, run)
 
@@ -51,3 +61,21 @@ class FinishedResults:
     def _newest(self, is_wanted: Callable[[StoredResult], bool], run: str | None) -> StoredResult | None:
         found = (each for each in reversed(self._results) if run is None or each.lowbit.get("run") == run)
         return next((each for each in found if is_wanted(each)), None)
+
+
+def find_finished(
+    group: ParentGroup, options: BenchOptions, finished: FinishedResults | None, run: str | None = None
+) -> tuple[StoredResult | None, list[StoredResult | None]]:
+    """Return what is there of a parent and of each of its cells.
+
+    Args:
+        group: The parent and its cells.
+        options: Say what a result must have.
+        finished: The results; `None` where nothing shall be skipped.
+        run: Only what this run wrote; `None` for any.
+    """
+    if finished is None:
+        return None, [None for _ in group.cells]
+    key = evaluation_key(group.recipe, group.tasks, options.device)
+    cells = [finished.quantized(cell.recipe, cell.checkpoint, key, options.speed, run) for cell in group.cells]
+    return None if options.refresh_parent and run is None else finished.parent(key, run), cells

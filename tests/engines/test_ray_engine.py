@@ -144,8 +144,14 @@ def test_what_is_in_the_results_directory_is_not_run_again(tmp_path: Path) -> No
     assert [(row.method, row.seed) for row in rows] == [("parent", None), ("rtn", 0), ("rtn", 1)]
     assert rows[:2] == first
     assert len(set(output.rglob("results_*.json")) - set(before)) == 1
+    again = list(bench(recipes[:1], options_for(output, skip_finished=True, refresh_parent=True)))
+    assert len(list(output.glob("embedded/results_*.json"))) == 2 and again == first
+    timed = list(bench(recipes[:1], options_for(output, skip_finished=True, speed=True)))
+    assert timed[1].decoding and not first[1].decoding
     finished = list(ray_bench(recipes, options_for(output, skip_finished=True), RayOptions()))
-    assert finished == rows
+    assert [(row.method, row.seed, row.metrics) for row in finished] == [
+        (row.method, row.seed, row.metrics) for row in rows
+    ]
     assert not ray.is_initialized()
 
 
