@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +30,13 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of a file under temporary names; nobody else may be writing it."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*-*{TEMPORARY_SUFFIX}"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it.
 
@@ -47,7 +56,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(mode)
         _flush(temporary)
         temporary.replace(path)
-    except Exception as error:
+        flush_folder(path.parent)
+    except BaseException as error:
         with suppress(OSError):  # Where even the name is refused, the first error is the one to tell.
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
@@ -69,6 +79,7 @@ def open_whole(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):  # Where even the name is refused, the first error is the one to tell.
             temporary.unlink(missing_ok=True)
@@ -112,8 +123,8 @@ def make_directory(path: Path) -> None:
 
 
 @contextmanager
-def one_at_a_time(lock: Path, work: str) -> Iterator[None]:
-    """Let one process in at a time; the others wait, and say so once.
+def one_at_a_time(lock: Path, work: str, wait: bool = True) -> Iterator[None]:
+    """Let one process in at a time; the others wait, and say so once, or are refused.
 
     The operating system frees the lock when its process ends, however it ends. The file itself stays behind, unless
     what was to be done is done: then whoever was let in may remove it, as those who come later find nothing to do.
@@ -121,25 +132,61 @@ def one_at_a_time(lock: Path, work: str) -> Iterator[None]:
     Args:
         lock: The lock's file; its folder must be there.
         work: What is done inside, for the message: `quantizing MODEL`.
+        wait: Whether to wait for a process that is inside.
 
     Raises:
-        LowbitError: The place cannot be written.
+        LowbitError: The place cannot be written, or another process is inside and `wait` is off.
     """
     from filelock import FileLock, Timeout
 
     held = FileLock(lock)
+    holder = _holder(lock)
     try:
         try:
             held.acquire(timeout=0)
         except Timeout:
+            if not wait:
+                raise LowbitError(
+                    f"another process{_holder(lock) or holder} is {work} (lock {lock}); wait until it has ended, or "
+                    "choose another output"
+                ) from None
             logger.warning("waiting for another process that is %s (lock %s)", work, lock)
             held.acquire(poll_interval=_POLL_SECONDS)
     except OSError as error:
         raise LowbitError(f"cannot lock {lock}: {error}") from error
     try:
+        _sign(lock)
         yield
     finally:
         held.release()
+
+
+def _sign(lock: Path) -> None:
+    """Write into a held lock who holds it; a full disk is no reason to stop."""
+    told = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+    with suppress(OSError):
+        descriptor = os.open(lock, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(told)
+
+
+def _holder(lock: Path) -> str:
+    """Return ` (process 7 on HOST)` as a lock says it, or nothing where it does not say."""
+    try:
+        written = json.loads(lock.read_text(encoding="utf-8"))
+        return f" (process {int(written['pid'])} on {written['host']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names of a folder's files to the disk, so that a rename outlives a power failure, where it can be."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _flush(path: Path) -> None:

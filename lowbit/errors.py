@@ -13,5 +13,9 @@ class CheckpointError(LowbitError):
     """A checkpoint that is missing, damaged, newer than this version, or needs a plugin that is absent."""
 
 
+class FailedTogetherError(LowbitError):
+    """What one of several processes failed at; each of them raises it, so that only the main one need tell of it."""
+
+
 class QuantizationWarning(UserWarning):
     """Something a quantizer met in one weight and worked around; the engine keeps it in that weight's report."""

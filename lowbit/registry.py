@@ -23,6 +23,7 @@ import pluggy
 from lowbit.errors import LowbitError, UnknownNameError
 from lowbit.hookspecs import HOOK_GROUPS
 from lowbit.observers import Observers, trace, trace_hook_calls
+from lowbit.untrusted import printable, read_bytes
 
 if TYPE_CHECKING:
     from lowbit.contracts import (
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "lowbit"
 PLUGINS_VARIABLE = "LOWBIT_PLUGINS"
+MOST_PLUGIN_BYTES = 2**24
+LONGEST_MODULE = 255
 TRACE_VARIABLE = "LOWBIT_TRACE_PLUGINS"
 
 
@@ -141,13 +144,16 @@ class Registry:
             LowbitError: The file or module is absent, fails to import, or has a misspelled hook.
         """
         is_file = target.endswith(".py") or os.sep in target
+        if not is_file:
+            _require_module_name(target)
         source = _file_source(Path(target)) if is_file else PluginSource(target, target)
         try:
             module = _module_from_file(Path(target)) if is_file else importlib.import_module(target)
         except LowbitError:
             raise
-        except Exception as error:
-            raise LowbitError(f"plugin {target} cannot be imported: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            told = printable(" ".join(str(error).split()))[:500]
+            raise LowbitError(f"plugin {target} cannot be imported: {type(error).__name__}: {told}") from error
         self.register(module, source)
 
     def register(self, plugin: object, source: PluginSource) -> None:
@@ -323,10 +329,26 @@ def _hook_problem(error: pluggy.PluginValidationError, hooks: Iterable[str]) -> 
     return unknown_name("hook", unknown, hooks)
 
 
+def _require_module_name(target: str) -> None:
+    if len(target) <= LONGEST_MODULE and all(part.isidentifier() for part in target.split(".")):
+        return
+    raise LowbitError(
+        f"plugin {printable(target)[:200]!r} is neither a .py file nor the name of an importable module; archives, "
+        "folders and addresses are none: install a package, or give one of its files"
+    )
+
+
 def _file_source(path: Path) -> PluginSource:
-    if not path.is_file():
-        raise LowbitError(f"plugin file {path} does not exist; give a .py file or the name of an importable module")
-    return PluginSource(path.stem, str(path), f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}")
+    shown = printable(path)[:300]
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that no file can have
+        raise LowbitError(f"plugin file {shown} does not exist; give a .py file or the name of an importable module")
+    if path.suffix != ".py":
+        raise LowbitError(f"plugin file {shown} is no Python file; its name must end in .py")
+    try:
+        content = read_bytes(path, MOST_PLUGIN_BYTES)
+    except OSError as error:
+        raise LowbitError(f"plugin file {shown} cannot be read: {printable(error)}") from error
+    return PluginSource(path.stem, str(path), f"sha256:{hashlib.sha256(content).hexdigest()[:12]}")
 
 
 def content_of(module: object) -> str:

@@ -18,13 +18,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CORE = REPOSITORY / "lowbit"
 PLUGINS = REPOSITORY / "plugins"
 
-BASE = {"errors", "contracts"}
+BASE = {"errors", "untrusted", "documents", "contracts"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
+    "untrusted": set(),
+    "documents": {"errors", "untrusted"},
     "durable": {"errors"},
+    "preemption": set(),
+    "memory_errors": {"errors"},
     "contracts": set(),
     "embedded": set(),
-    "hub": {"errors"},
+    "hub": {"errors", "documents"},
     "hookspecs": {"contracts"},
     "observers": {"errors", "hookspecs"},
     "registry": BASE | {"hookspecs", "observers"},
@@ -33,16 +37,17 @@ ROOMS: dict[str, set[str]] = {
     "models": BASE,
     "calibration": BASE | {"models", "hookspecs", "hub"},
     "quantization": BASE | {"calibration", "models"},
-    "distillation": BASE | {"durable", "models", "calibration", "quantization", "hookspecs"},
+    "distillation": BASE | {"durable", "preemption", "models", "calibration", "quantization", "hookspecs"},
     "packing": BASE | {"hookspecs"},
     "modeling": BASE | {"durable", "packing", "models", "hookspecs", "registry"},
     "evaluation": BASE | {"durable", "embedded", "recipe", "modeling", "hub"},
-    "results": {"errors", "durable"},
-    "report": {"errors", "durable", "results"},
+    "results": {"errors", "untrusted", "durable"},
+    "report": {"errors", "untrusted", "durable", "results"},
     "scaffold": {"errors"},
     "pipeline": BASE
     | {
         "durable",
+        "memory_errors",
         "embedded",
         "hub",
         "hookspecs",
@@ -61,7 +66,7 @@ ROOMS: dict[str, set[str]] = {
     "progress": {"contracts", "hookspecs", "results", "pipeline"},
     "engines": {"errors", "durable", "hookspecs", "registry", "recipe", "embedded", "results", "pipeline", "progress"},
     "cli": BASE
-    | {"progress", "engines"}
+    | {"progress", "engines", "preemption", "memory_errors"}
     | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "distillation"}
     | {"packing", "modeling", "evaluation", "results", "report", "scaffold", "pipeline", "testing", "durable"},
     "transformers_hook": {"modeling"},

@@ -2,82 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowbit.contracts import LayerStatistics, StatisticsNeed
+from lowbit.calibration.accumulator import InputAccumulator, column_exponents
+from lowbit.contracts import LayerStatistics, Ranks, StatisticsNeed
 from lowbit.models import WeightTarget
 from lowbit.models.experts import ExpertObserver
 
 Observer = Callable[[Tensor], None]
-
-STRIP_ROWS = 128
-
-
-@dataclass
-class InputAccumulator:
-    """Running sums over the tokens that entered a layer.
-
-    A Hessian is kept as a running mean over samples, in the order of operations of GPTQ's code, so that the sum does
-    not lose digits as it grows and its rounding errors are that code's.
-
-    Args:
-        need: Whether the full second-moment matrix is summed or only its diagonal.
-        tokens: Tokens seen so far.
-        unit: Tokens of the first sample, by which the running mean counts.
-        total: 2 * X^T X * unit / tokens, float32 [in, in], its upper part, or sum of x^2, float32 [in]; `None` before
-            the first token.
-    """
-
-    need: StatisticsNeed
-    tokens: int = 0
-    unit: int = 0
-    total: Tensor | None = None
-
-    def add(self, x: Tensor) -> None:
-        """Add inputs [..., in]."""
-        rows = x.detach().reshape(-1, x.shape[-1]).float()  # [tokens, in]
-        if not len(rows):
-            return
-        if self.need is StatisticsNeed.HESSIAN:
-            self._add_products(rows)
-        else:
-            squares = rows.square().sum(0)
-            self.total = squares if self.total is None else self.total.add_(squares)
-        self.tokens += len(rows)
-
-    def _add_products(self, rows: Tensor) -> None:
-        if self.total is None:
-            self.total = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-            self.unit = len(rows)
-        tokens = self.tokens + len(rows)
-        kept = self.tokens / tokens
-        scaled = rows * math.sqrt(2 / (tokens / self.unit))
-        for strip in _strips(rows.shape[1]):
-            self.total[strip, strip.start :].mul_(kept).add_(scaled[:, strip].T @ scaled[:, strip.start :])
-
-    def finish(self) -> LayerStatistics | None:
-        """Turn the sums into statistics, in place, or return `None` if no token was seen."""
-        if self.total is None:
-            return None
-        if self.need is StatisticsNeed.HESSIAN:
-            for strip in _strips(self.total.shape[0]):
-                self.total[strip.stop :, strip] = self.total[strip, strip.stop :].T
-            hessian = self.total.div_(self.unit)
-            return LayerStatistics(self.tokens, hessian.diagonal() / 2, hessian)
-        return LayerStatistics(self.tokens, self.total.div_(self.tokens))
-
-
-def _strips(columns: int) -> Iterator[slice]:
-    """Yield strips of rows of a symmetric matrix; only what lies from their first column on is summed."""
-    for start in range(0, columns, STRIP_ROWS):
-        yield slice(start, min(start + STRIP_ROWS, columns))
 
 
 class EverythingSeenError(Exception):
@@ -89,7 +27,8 @@ class BlockObserver:
 
     Layers that are given the same tensor (query, key and value; gate and up) share one accumulator. Which layers these
     are is learned from the first sample, and also how often each layer is called: later samples end, by
-    `EverythingSeenError`, when the last call was observed, since nobody needs the block's output.
+    `EverythingSeenError`, when the last call was observed, since nobody needs the block's output. Of several processes
+    each observes samples of its own, and `combine` adds up what they saw.
 
     Args:
         model: The model whose block runs.
@@ -102,7 +41,9 @@ class BlockObserver:
         self._accumulators: dict[str, InputAccumulator] = {}
         self._leaders: dict[str, str] = {}
         self._finished: dict[str, LayerStatistics | None] = {}
+        self._tokens: dict[str, int] = {}
         self._calls: int | None = None
+        self._learned = False
 
     @property
     def idle(self) -> bool:
@@ -120,7 +61,7 @@ class BlockObserver:
             observe = self._observer(target, need, seen)
             module = self._model.get_submodule(target.module)
             if target.expert is None:
-                handles.append(module.register_forward_pre_hook(_first_argument(observe, observed)))
+                handles.append(module.register_forward_pre_hook(_first_argument(observe, observed, target.name)))
             else:
                 experts.setdefault(module, {})[target.parameter, target.expert] = observe
         for module, observers in experts.items():
@@ -128,12 +69,66 @@ class BlockObserver:
         try:
             with suppress(EverythingSeenError):
                 yield
-            self._calls = observed.number
+            # Where one sample calls other layers than the next, as experts do, nobody knows which call is the last.
+            self._calls = observed.number if len(observed.names) == len(self._needs) else None
+            self._learned = True
         finally:
             for handle in handles:
                 handle.remove()
             for module in experts:
                 del module.__dict__["lowbit_observer"]
+
+    def learn(self, ranks: Ranks) -> None:
+        """Tell every process what the main one learned from the first sample, before they observe all others."""
+        if ranks.size == 1:
+            return
+        kept = {name: found.exponents for name, found in self._accumulators.items()}
+        told = {name: None if found is None else found.tolist() for name, found in kept.items()}
+        self._leaders, exponents = ranks.gather((self._leaders, told))[0]
+        for target, need in self._needs:
+            if exponents.get(target.name) is not None and target.name not in self._accumulators:
+                found = torch.tensor(exponents[target.name], dtype=torch.int32)
+                self._accumulators[target.name] = InputAccumulator(need, found)
+        self._learned = True
+
+    def combine(self, ranks: Ranks, readers: Mapping[str, int]) -> None:
+        """Add up what several processes saw, each of some samples; every one of them calls this, after its own.
+
+        Args:
+            ranks: The processes.
+            readers: By target name, the rank that will ask for its statistics; nobody else can.
+        """
+        if ranks.size == 1:
+            return
+        seen = {name: accumulator.tokens for name, accumulator in self._accumulators.items()}
+        leaders: dict[str, str] = {}
+        for found, tokens in ranks.gather((self._leaders, seen)):
+            # Whoever comes first ran the earlier samples, and has learned what a single process would have.
+            leaders = {**found, **leaders}
+            self._tokens.update({name: self._tokens.get(name, 0) + number for name, number in tokens.items()})
+        self._leaders = leaders
+        for target, need in self._needs:
+            if leaders.get(target.name) == target.name:
+                to = {readers[name] for name, leader in leaders.items() if leader == target.name}
+                self._add_up(target, need, ranks, to)
+
+    def _add_up(self, target: WeightTarget, need: StatisticsNeed, ranks: Ranks, to: set[int]) -> None:
+        """Give the sums of all processes to those that will read them; the others forget theirs."""
+        own = self._accumulators.pop(target.name, None) or InputAccumulator(need)
+        if not own.sums:
+            own.start(target.in_features, self._device_of(target))
+        for total in own.sums:
+            ranks.sum(total, to)
+        own.tokens = self._tokens[target.name]
+        if ranks.rank in to:
+            self._accumulators[target.name] = own
+
+    def tokens(self, target: WeightTarget) -> int:
+        """Return how many tokens reached a target, in all processes."""
+        leader = self._leaders.get(target.name, "")
+        if leader in self._tokens:
+            return self._tokens[leader]
+        return self._accumulators[leader].tokens if leader in self._accumulators else 0
 
     def statistics(self, target: WeightTarget) -> LayerStatistics | None:
         """Return what was collected for a target; `None` if no token reached it or it needs none."""
@@ -141,8 +136,12 @@ class BlockObserver:
         if leader is None:
             return None
         if leader not in self._finished:
-            self._finished[leader] = self._accumulators[leader].finish()
+            self._finished[leader] = self._accumulators[leader].finish(self._device_of(target))
         return self._finished[leader]
+
+    def _device_of(self, target: WeightTarget) -> torch.device:
+        device: torch.device = getattr(self._model.get_submodule(target.module), target.parameter).device
+        return device
 
     def _observer(
         self, target: WeightTarget, need: StatisticsNeed, seen: dict[tuple[int, StatisticsNeed], tuple[str, Tensor]]
@@ -153,7 +152,8 @@ class BlockObserver:
                 # Holding the tensor keeps its id from being reused within the sample.
                 self._leaders[name] = seen.setdefault((id(x), need), (name, x))[0]
                 if self._leaders[name] == name:
-                    self._accumulators[name] = InputAccumulator(need)
+                    exponents = None if self._learned else column_exponents(x)
+                    self._accumulators[name] = InputAccumulator(need, exponents)
             if self._leaders[name] == name:
                 self._accumulators[name].add(x)
 
@@ -167,21 +167,24 @@ class _Calls:
     Args:
         expected: Calls of a sample, as far as they are known.
         number: Calls so far.
+        names: What was called.
     """
 
     expected: int | None
     number: int = 0
+    names: set[str] = field(default_factory=set)
 
-    def count(self) -> None:
+    def count(self, name: str) -> None:
         self.number += 1
+        self.names.add(name)
         if self.number == self.expected:
             raise EverythingSeenError
 
 
-def _first_argument(observe: Observer, calls: _Calls) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _first_argument(observe: Observer, calls: _Calls, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
         observe(args[0])
-        calls.count()
+        calls.count(name)
 
     return hook
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit.calibration.text_files import LINES_SUFFIXES, TEXT_SUFFIXES, read_documents
+from lowbit.calibration.token_files import TokenArray, read_token_file
 from lowbit.contracts import CalibrationSource, DataAccess
 from lowbit.errors import LowbitError
 
-TEXT_SUFFIXES = (".txt", ".txt.gz")
-LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
 TOKEN_FILE_SUFFIX = ".npz"
 
 
@@ -88,7 +84,7 @@ def load_calibration(
         tokens = _from_token_file(Path(source), request)
         return CalibrationTokens(tokens, Path(source).name)
     if source.endswith((*TEXT_SUFFIXES, *LINES_SUFFIXES)):
-        documents = list(_read_documents(Path(source)))
+        documents = list(read_documents(Path(source)))
         return CalibrationTokens(_windows("\n\n".join(documents), encode, request, source), Path(source).name)
     found = find_source(source)()
     text = found.separator.join(found.documents(access))
@@ -116,43 +112,18 @@ def _check_vocabulary(ids: Tensor, request: TokenRequest, source: str) -> None:
         )
 
 
-def _read_documents(path: Path) -> Iterator[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            if path.name.endswith(TEXT_SUFFIXES):
-                yield file.read()
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _text_of(line, path, number)
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise LowbitError(f"calibration file {path} cannot be read: {error}") from error
-
-
-def _text_of(line: str, path: Path, number: int) -> str:
-    try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise LowbitError(f"calibration file {path}, line {number}, is no JSON: {error}") from error
-    text = value.get("text") if isinstance(value, dict) else None
-    if not isinstance(text, str):
-        raise LowbitError(f'calibration file {path}, line {number}: expected an object with a string under "text"')
-    return text
-
-
 def token_file_shape(path: Path) -> tuple[int, int]:
     """Return how many sequences a token file holds, and of how many tokens.
 
     Raises:
         LowbitError: The file cannot be read, or holds no such array.
     """
-    samples, length = _read_token_file(path).shape
+    samples, length = _read(path).shape
     return samples, length
 
 
 def _from_token_file(path: Path, request: TokenRequest) -> Tensor:
-    array = _read_token_file(path)
+    array = _read(path)
     samples, length = array.shape
     if samples < request.n_samples or length < request.seq_len:
         raise LowbitError(
@@ -164,18 +135,10 @@ def _from_token_file(path: Path, request: TokenRequest) -> Tensor:
     return tokens
 
 
-def _read_token_file(path: Path) -> np.ndarray[tuple[int, int], np.dtype[Any]]:
-    """Return the array `tokens`, or the only array of the file, whatever its name."""
+def _read(path: Path) -> TokenArray:
     try:
-        with np.load(path, allow_pickle=False) as content:
-            names = list(content)
-            array = content[names[0] if len(names) == 1 else "tokens"]
-    except KeyError as error:
-        raise LowbitError(f"calibration file {path} has no array named 'tokens', but {', '.join(names)}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return read_token_file(path)
+    except OSError as error:
+        raise LowbitError(f"calibration file {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise LowbitError(f"calibration file {path} cannot be read as .npz: {error}") from error
-    if array.ndim != 2 or array.dtype.kind not in "iu" or 0 in array.shape:
-        raise LowbitError(
-            f"calibration file {path}: 'tokens' must be integers [samples, length]; it is {array.dtype} {array.shape}"
-        )
-    return cast(np.ndarray[tuple[int, int], np.dtype[Any]], array)

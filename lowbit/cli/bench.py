@@ -15,6 +15,7 @@ from lowbit.cli.options import (
     recipe_options,
     verbosity_options,
 )
+from lowbit.untrusted import printable
 
 if TYPE_CHECKING:
     from lowbit.pipeline.bench import BenchOptions
@@ -43,7 +44,7 @@ DEFAULT_OUTPUT = "lowbit_results"
 @click.option("--output_path", "-o", help=f"Folder of results and checkpoints, or a .json file ({DEFAULT_OUTPUT}).")
 @click.option("--refresh_parent", is_flag=True, help="Evaluate parents again although their results are kept.")
 @click.option("--speed", is_flag=True, help="Time greedy decoding of each packed model beside its dense form.")
-@click.option("--dry_run", is_flag=True, help="Forecast memory, disk and coverage; read no weight.")
+@click.option("--dry_run", is_flag=True, help="Forecast memory, disk, time and coverage; read no weight.")
 @click.option("--show_config", is_flag=True, help="Print the resolved recipes and stop.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @recipe_options
@@ -120,5 +121,5 @@ def _show(rows: list[Any], markdown: bool) -> int:
         output().print(render(rows))
     failed = [row for row in rows if row.error is not None]
     for row in failed:
-        click.echo(f"lowbit: error: {row.method} on {row.model}: {row.error}", err=True)
+        click.echo(printable(f"lowbit: error: {row.method} on {row.model}: {row.error}"), err=True)
     return 1 if failed else 0

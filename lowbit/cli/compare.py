@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lowbit.untrusted import printable
+
 if TYPE_CHECKING:
     from lowbit.results.comparison import ComparedRuns
     from lowbit.results.store import StoredResult
@@ -39,7 +41,7 @@ def command(**values: Any) -> int:
     compared = compare_runs(found, _beside(found), tasks, values["seed"], values["resamples"])
     _show(compared, values["form"])
     for warning in compared.warnings:
-        click.echo(f"lowbit: warning: {warning}", err=True)
+        click.echo(printable(f"lowbit: warning: {warning}"), err=True)
     return 0
 
 
@@ -92,7 +94,7 @@ def _show(compared: ComparedRuns, form: str) -> None:
     if form == "table":
         output().print(comparison_text.render(compared))
         for line in comparison_text.explanations(compared):
-            click.echo(line)
+            click.echo(printable(line))
     else:
         writers = {"json": comparison_text.to_json, "csv": comparison_text.to_csv}
         click.echo(writers.get(form, comparison_text.to_markdown)(compared), nl=False)

@@ -9,11 +9,11 @@ from typing import Any
 import click
 import yaml
 
+from lowbit.cli.forecast_table import print_forecasts
 from lowbit.cli.startup import read_config, read_overrides
 from lowbit.distillation.processes import is_main_process
 from lowbit.embedded import DEFAULT_TASKS
 from lowbit.pipeline.api import resolve_grid
-from lowbit.pipeline.forecast import forecast
 from lowbit.pipeline.grid_file import read_grid
 from lowbit.recipe import Recipe
 
@@ -61,35 +61,6 @@ def only_described(recipes: Sequence[Recipe], values: Mapping[str, Any]) -> bool
     elif values["dry_run"]:
         print_forecasts(recipes, values["device"])
     return bool(values["show_config"] or values["dry_run"])
-
-
-def print_forecasts(recipes: Sequence[Recipe], device: str) -> None:
-    """Print what each quantization will need, without reading a weight."""
-    from rich.table import Table
-
-    from lowbit.cli.console import add_row, output
-
-    table = Table(
-        "model", "method", "coverage", "bits linear", "peak MB", "working disk MB", "checkpoint MB", "training TFLOP"
-    )
-    for recipe in recipes:
-        if recipe.quantizer is None:
-            continue
-        found = forecast(recipe, device)
-        add_row(
-            table,
-            Path(recipe.model.path or "embedded").name,
-            recipe.method,
-            f"{100 * found.coverage.share:.2f} %",
-            f"{found.quantized_bits:.3f}",
-            f"{found.peak_memory_bytes / 1e6:.1f}",
-            f"{found.working_disk_bytes / 1e6:.1f}",
-            f"{found.checkpoint_bytes / 1e6:.1f}",
-            f"{found.training_operations / 1e12:.3g}",
-        )
-        for name in [*found.coverage.skipped, *found.coverage.others]:
-            click.echo(f"not quantized: {name}")
-    output().print(table)
 
 
 def _split(values: Sequence[str]) -> list[str]:

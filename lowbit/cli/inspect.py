@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lowbit.cli.options import plugin_options
+from lowbit.untrusted import printable
 
 
 @click.command("inspect")
@@ -25,21 +26,21 @@ def command(checkpoint: str, layers: bool, plugins: tuple[str, ...]) -> None:
 
     start(plugins)
     found = inspect_checkpoint(Path(checkpoint))
-    click.echo(
-        f"{checkpoint}: {found.method}, made by lowbit {found.lowbit_version}, parent sha256 {found.parent_sha256}"
-    )
+    made = f"{found.method}, made by lowbit {found.lowbit_version}, parent sha256 {found.parent_sha256}"
+    click.echo(printable(f"{checkpoint}: {made}"))
     coverage = found.coverage
     click.echo(
         f"coverage: {100 * coverage['share']:.2f} % of the decoder's weights, {coverage['quantized_targets']} matrices"
     )
     for name in [*coverage["skipped"], *coverage["other_matrices"]]:
-        click.echo(f"not quantized: {name}")
+        click.echo(printable(f"not quantized: {name}"))
     for (format_name, version, packer), count in Counter(found.formats).items():
-        click.echo(f"format {format_name} version {version}, packer {packer}: {count} matrices")
+        click.echo(printable(f"format {format_name} version {version}, packer {packer}: {count} matrices"))
     if found.calibration:
-        click.echo("calibration: " + ", ".join(f"{key} {value}" for key, value in found.calibration.items()))
+        told = ", ".join(f"{key} {value}" for key, value in found.calibration.items())
+        click.echo(printable(f"calibration: {told}"))
     print_bits(found.bits)
-    click.echo(found.recipe, nl=False)
+    click.echo(printable(found.recipe), nl=False)
     if layers:
         table = Table("layer", "relative error", "bits nominal", "diagnostics")
         for layer in found.layers:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from lowbit.untrusted import printable
+
 FORMATS = ("table", "markdown", "csv", "latex")
 
 
@@ -45,11 +47,11 @@ def command(**values: Any) -> int:
 
     found = read_results(Path(values["folder"]))
     for path, reason in found.unreadable:
-        click.echo(f"lowbit: warning: {path} is left out: it {reason}", err=True)
+        click.echo(printable(f"lowbit: warning: {path} is left out: it {reason}"), err=True)
     if not found.results:
         raise LowbitError(f"there is no result in {found.folder}; `lowbit bench -o {found.folder}` puts one there")
     if values["columns"] == "help":
-        click.echo("\n".join(column_names(found.results)))
+        click.echo(printable("\n".join(column_names(found.results))))
         return 0
     results = _chosen(found.results, _split(values["models"]), _split(values["methods"]))
     board = build_leaderboard(results, _split(values["columns"]), values["sort"], values["runs"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -27,7 +28,6 @@ COMMANDS = {
 }
 DEBUG_VARIABLE = "LOWBIT_DEBUG"
 EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
@@ -76,29 +76,48 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 when all went well, 1 with one clear line, 130 when interrupted."""
-    from lowbit.errors import LowbitError
+    """Run the command line and exit: 0 when all went well, 1 with one clear line, 130 or 143 after a signal."""
+    from lowbit import preemption
 
     _let_idle_threads_sleep()
     try:
+        with preemption.handling():
+            code = _run(arguments)
+    except KeyboardInterrupt as error:  # A second one, or one between two steps of this very function.
+        code = _interrupted(error)
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command line, and return the exit code."""
+    try:
         result: Any = cli(arguments, standalone_mode=False)
-    except click.exceptions.Abort:
-        _interrupted()
-    except KeyboardInterrupt:
-        _interrupted()
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        return _interrupted(error)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except LowbitError as error:
-        click.echo(f"lowbit: error: {error}", err=True)
-        sys.exit(EXIT_ERROR)
+        return error.exit_code
     except Exception as error:
+        return _failed(error)
+    return result if isinstance(result, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    """Say in one line what went wrong, and return the exit code."""
+    from lowbit.distillation.processes import is_main_process
+    from lowbit.errors import FailedTogetherError, LowbitError
+    from lowbit.memory_errors import as_clear_error
+    from lowbit.untrusted import printable
+
+    if not isinstance(error, LowbitError):
         if os.environ.get(DEBUG_VARIABLE):
-            raise
+            raise error
         reason = " ".join(str(error).split())[:500]
-        click.echo(f"lowbit: error: {type(error).__name__}: {reason} ({DEBUG_VARIABLE}=1 shows where)", err=True)
-        sys.exit(EXIT_ERROR)
-    sys.exit(result if isinstance(result, int) else 0)
+        told = LowbitError(f"{type(error).__name__}: {reason} ({DEBUG_VARIABLE}=1 shows where)")
+        error = as_clear_error(error) or told
+    if is_main_process() or not isinstance(error, FailedTogetherError):
+        click.echo(f"lowbit: error: {printable(error)}", err=True)
+    return EXIT_ERROR
 
 
 def _let_idle_threads_sleep() -> None:
@@ -110,9 +129,17 @@ def _let_idle_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
-def _interrupted() -> None:
-    click.echo("lowbit: interrupted; finished work is kept, and the same command continues from there", err=True)
-    sys.exit(EXIT_INTERRUPTED)
+def _interrupted(error: BaseException) -> int:
+    """Say that the process was interrupted and that the command continues, and return the exit code."""
+    from lowbit import preemption
+    from lowbit.distillation.processes import is_main_process
+
+    cause = error if isinstance(error, preemption.Interrupted) else error.__cause__
+    number = cause.number if isinstance(cause, preemption.Interrupted) else None
+    if is_main_process():
+        how = "terminated" if number == signal.SIGTERM else "interrupted"
+        click.echo(f"lowbit: {how}; {preemption.KEPT}", err=True)
+    return preemption.exit_code(number)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lowbit.cli.options import ManyValues, plugin_options, recipe_flags, recipe_
 )
 @click.option("--method", "methods", multiple=True, help="One method.")
 @click.option("--output", "--output_path", "-o", "output", required=True, help="Folder of the checkpoint.")
-@click.option("--dry_run", is_flag=True, help="Forecast memory, disk and coverage; read no weight.")
+@click.option("--dry_run", is_flag=True, help="Forecast memory, disk, time and coverage; read no weight.")
 @click.option("--show_config", is_flag=True, help="Print the resolved recipe and stop.")
 @recipe_options
 @plugin_options
@@ -23,7 +23,8 @@ from lowbit.cli.options import ManyValues, plugin_options, recipe_flags, recipe_
 def command(**values: Any) -> int:
     """Quantize a model into a checkpoint folder that transformers loads after `import lowbit`.
 
-    A killed or interrupted run continues when the same command is given again.
+    A killed or interrupted run continues when the same command is given again. While another run makes the same
+    folder, this one is refused.
     """
     from pathlib import Path
 
@@ -45,7 +46,8 @@ def command(**values: Any) -> int:
     if only_described(recipes, values):
         return 0
     with progress(values["verbosity"], recipes):
-        outcome = quantize_to(recipes[0], Path(values["output"]), HookEvents(recipes[0]), values["device"])
+        recipe, output = recipes[0], Path(values["output"])
+        outcome = quantize_to(recipe, output, HookEvents(recipe), values["device"], wait=False)
     part_from_others()
     if not is_main_process():
         return 0

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from lowbit.untrusted import printable
+
 
 @click.command("report")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -50,7 +52,7 @@ def command(folder: Path, output: Path, plots: Path | None, no_plots: bool, run:
     write_text(output, page)
     click.echo(f"{output}: {len(content.table.rows)} runs, {len(page.encode()) / 1e6:.1f} MB")
     for name, reason in content.unreadable:
-        click.echo(f"lowbit: warning: left out {name}: {reason}", err=True)
+        click.echo(printable(f"lowbit: warning: left out {name}: {reason}"), err=True)
     if not no_plots:
         place = plots or output.with_name(f"{output.stem}_files")
         written = save_plots(content, place)

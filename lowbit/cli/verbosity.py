@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from lowbit.untrusted import printable
+
 LIBRARIES = ("lm_eval", "transformers", "datasets", "httpx", "huggingface_hub", "accelerate")
 PYTHON_WARNINGS = "py.warnings"
 
@@ -59,7 +61,7 @@ class LogLines(logging.Handler):
         named = "" if record.name == PYTHON_WARNINGS or source == "lowbit" else f"{source}: "
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
         try:
-            self._console.print(Text(f"lowbit: {level}{named}{self.format(record)}", style), soft_wrap=True)
+            self._console.print(Text(f"lowbit: {level}{named}{printable(self.format(record))}", style), soft_wrap=True)
         except Exception:
             self.handleError(record)
 

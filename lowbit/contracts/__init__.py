@@ -14,6 +14,7 @@ from lowbit.contracts.parametrization import Parametrization
 from lowbit.contracts.plane_form import BitPlanes, PlaneForm, SparseCodes
 from lowbit.contracts.published import PublishedCell, PublishedFile, PublishedProtocol, PublishedResults
 from lowbit.contracts.quantizer import WeightQuantizer
+from lowbit.contracts.ranks import Ranks
 from lowbit.contracts.row_tiles import RowTiles
 from lowbit.contracts.statistics import LayerStatistics, StatisticsNeed
 from lowbit.contracts.training import (
@@ -63,6 +64,7 @@ __all__ = [
     "QuantizedBlock",
     "QuantizedLayer",
     "QuantizedWeight",
+    "Ranks",
     "ReconstructionSettings",
     "RowTiles",
     "RunEvents",

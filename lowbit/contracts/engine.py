@@ -81,8 +81,8 @@ class BlockStore(Protocol):
     def finished(self) -> int:
         """Return how many leading blocks are committed."""
 
-    def activations(self, index: int, stream: Stream = "quantized") -> Iterator[Tensor]:
-        """Yield the stored samples [1, length, hidden size] that enter block `index`, a sample at a time."""
+    def activations(self, index: int, stream: Stream = "quantized", part: range | None = None) -> Iterator[Tensor]:
+        """Yield stored samples [1, length, hidden size] that enter block `index`, one at a time; all without `part`."""
 
     def batch(self, index: int, samples: Sequence[int], stream: Stream = "quantized") -> Tensor:
         """Return some of the samples that enter block `index`, [n, length, hidden size]."""
@@ -90,8 +90,13 @@ class BlockStore(Protocol):
     def has_activations(self, index: int, stream: Stream = "quantized") -> bool:
         """Say whether the complete input of block `index` is stored."""
 
-    def write_activations(self, index: int, stream: Stream = "quantized") -> AbstractContextManager[ActivationWriter]:
-        """Open the input of block `index` for writing; it becomes visible, whole, when the context closes."""
+    def write_activations(
+        self, index: int, stream: Stream = "quantized", part: range | None = None
+    ) -> AbstractContextManager[ActivationWriter]:
+        """Open the input of block `index` for writing; it becomes visible, whole, when the context closes.
+
+        Several processes write a part each, consecutive samples; without `part` it is all of them.
+        """
 
     def commit(self, block: QuantizedBlock) -> None:
         """Store a finished block atomically and drop the activations that entered it."""

@@ -80,6 +80,9 @@ class OptimizationSettings(_Settings):
     explosion: float = Field(
         20.0, gt=1, description="a loss over so many times the largest of the first steps is divergence"
     )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="minutes between two checkpoints of the training; changes no result and no identity"
+    )
 
 
 class ReconstructionSettings(OptimizationSettings):

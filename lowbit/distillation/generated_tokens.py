@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,12 @@ import torch
 from torch import Tensor
 
 from lowbit.calibration import TOKEN_FILE_SUFFIX, CalibrationTokens
+from lowbit.calibration.token_files import read_token_file
 from lowbit.contracts.training import GenerationSettings
 from lowbit.distillation.generation import batch_generator, first_tokens, generate_batch, greedy_counts
 from lowbit.durable import make_directory, open_whole, write_json
 from lowbit.errors import LowbitError
+from lowbit.untrusted import read_json
 
 FORMAT = 1
 """Raised when the same request gives other tokens than before."""
@@ -156,17 +157,17 @@ def _description(path: Path, request: GenerationRequest) -> dict[str, Any] | Non
     """Read what lies beside the tokens and compare it with the request; `None` when nothing is there."""
     beside = _beside(path)
     try:
-        described: Any = json.loads(beside.read_text(encoding="utf-8"))
+        described: Any = read_json(beside)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise LowbitError(f"{beside} cannot be read: {error}; delete it and {path.name}, or choose another") from error
     wanted = request.identity
     if not isinstance(described, dict) or not {"sha256", *wanted} <= described.keys():
         raise LowbitError(f"{beside} does not describe generated tokens; move it away or choose another name")
     before, now = _flatten(described, wanted), _flatten(wanted, wanted)
     if differing := [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]:
-        listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in differing)
+        listed = "; ".join(f"{name}: {before.get(name)!r:.100} there, {now.get(name)!r:.100} now" for name in differing)
         raise LowbitError(f"{path} was made with other settings ({listed}); delete it or choose another name")
     return described
 
@@ -296,8 +297,6 @@ def _write(path: Path, tokens: Tensor) -> None:
 def _read(path: Path) -> Tensor | None:
     """Return the tokens of a file, int64 [samples, length]; `None` when it is absent or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            array = content["tokens"]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+        return torch.from_numpy(read_token_file(path).astype(np.int64))
+    except (OSError, ValueError):
         return None
-    return torch.from_numpy(array.astype(np.int64)) if array.ndim == 2 and array.dtype.kind in "iu" else None

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from lowbit.contracts import Ranks
+
 LONGEST_WAIT = timedelta(days=14)
-"""Processes wait for the main one while it quantizes, which takes hours for large models."""
+"""Processes wait for the main one while it trains blocks one by one, which takes hours for large models."""
 
 
 def several_processes() -> bool:
@@ -42,6 +44,19 @@ def make_accelerator(device: str) -> Accelerator:
         torch.cuda.set_device(wanted)
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
     return Accelerator(cpu=wanted.type == "cpu", kwargs_handlers=handlers)
+
+
+def ranks_of(processes: Accelerator | None) -> Ranks:
+    """Return the processes as those who quantize together see them.
+
+    Args:
+        processes: What `make_accelerator` returned; `None` of a single process that needs none.
+    """
+    from lowbit.quantization.ranks import DistributedRanks, OneRank
+
+    if processes is None or processes.num_processes == 1:
+        return OneRank()
+    return DistributedRanks(processes.device)
 
 
 def from_main_process(value: Any) -> Any:

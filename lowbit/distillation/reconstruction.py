@@ -9,12 +9,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lowbit import preemption
 from lowbit.contracts import ReconstructionSettings, TrainingStep
+from lowbit.distillation.block_checkpoint import BlockCheckpoint
 from lowbit.distillation.gradients import average_gradients, clip_gradients
 from lowbit.distillation.optimization import has_diverged, make_optimizer, rate_at, set_rate
 from lowbit.distillation.parametrized import ParametrizedWeights
 from lowbit.distillation.sample_order import SampleOrder
 from lowbit.distillation.student import precision_context
+from lowbit.distillation.training_store import TrainingStore
 from lowbit.errors import LowbitError
 from lowbit.models import WeightTarget, write_weight
 from lowbit.models.freed_memory import kept_freed_memory
@@ -28,23 +31,30 @@ class BlockReconstruction:
     """A `BlockTrainer`: minimizes the mean squared error of a block's outputs.
 
     The error is divided by the mean square of what the block adds to its inputs, so that losses of different blocks
-    are alike. A block that training made no better on its training sequences stays as it was quantized. A block's
-    training is not interrupted by a checkpoint: a killed run repeats the block that it was at, with the same result.
+    are alike. A block that training made no better on its training sequences stays as it was quantized. A killed run
+    continues a block's training from its last checkpoint, with the same result.
 
     Args:
         settings: Steps, batch and rates.
         seed: Decides the order of the sequences, together with the block's position.
         on_step: Is told of every step.
         device: Where blocks are worked on.
+        store: Where checkpoints lie; `None` keeps none.
     """
 
     def __init__(
-        self, settings: ReconstructionSettings, seed: int, on_step: Callable[[TrainingStep], None], device: str = "cpu"
+        self,
+        settings: ReconstructionSettings,
+        seed: int,
+        on_step: Callable[[TrainingStep], None],
+        device: str = "cpu",
+        store: TrainingStore | None = None,
     ) -> None:
         self._settings = settings
         self._seed = seed
         self._on_step = on_step
         self._device = torch.device(device)
+        self._store = store
 
     @property
     def reference(self) -> str:
@@ -98,28 +108,48 @@ class BlockReconstruction:
         """Take every optimizer step and return their losses."""
         settings = self._settings
         optimizer = make_optimizer(weights.latent_weights(), weights.scales(), settings)
-        trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-        losses: list[float] = []
-        for step in range(settings.steps):
-            share = rate_at(step, settings)
-            set_rate(optimizer, share)
-            error = self._loss(task, run, order.batch(step)) / scale
-            error.backward()
-            loss = float(error.detach())
-            average_gradients(trained, processes=1)
-            norm = clip_gradients(trained, settings.gradient_clip)
-            if has_diverged(loss, norm, losses, settings):
-                raise LowbitError(
-                    f"the reconstruction of block {task.index} diverged in step {step + 1} of {settings.steps}: loss "
-                    f"{loss:.4g}, gradient norm {norm:.4g}; blocks before it are kept: lower "
-                    "reconstruction.weight_rate and reconstruction.scale_rate"
+        saved = BlockCheckpoint(self._store, task.index, weights, optimizer, settings.checkpoint_minutes)
+        losses = saved.resume()
+        with preemption.saving():
+            for step in range(len(losses), settings.steps):
+                share = rate_at(step, settings)
+                set_rate(optimizer, share)
+                losses.append(self._step(task, run, order.batch(step), weights, optimizer, losses, scale))
+                saved.keep(losses)
+                self._on_step(
+                    TrainingStep("reconstruction", task.index, step + 1, settings.steps, losses[-1], None, share)
                 )
-            optimizer.step()
-            optimizer.zero_grad()
-            weights.project()
-            losses.append(loss)
-            self._on_step(TrainingStep("reconstruction", task.index, step + 1, settings.steps, loss, None, share))
+                if preemption.requested():
+                    preemption.stop()
         return losses
+
+    def _step(
+        self,
+        task: BlockTask,
+        run: Callable[[Tensor], Tensor],
+        positions: Sequence[int],
+        weights: ParametrizedWeights,
+        optimizer: torch.optim.Optimizer,
+        losses: Sequence[float],
+        scale: float,
+    ) -> float:
+        """Take one optimizer step and return its loss."""
+        settings, trained = self._settings, list(weights.trained().values())
+        error = self._loss(task, run, positions) / scale
+        error.backward()
+        loss = float(error.detach())
+        average_gradients(trained, processes=1)
+        norm = clip_gradients(trained, settings.gradient_clip)
+        if has_diverged(loss, norm, losses, settings):
+            raise LowbitError(
+                f"the reconstruction of block {task.index} diverged in step {len(losses) + 1} of {settings.steps}: "
+                f"loss {loss:.4g}, gradient norm {norm:.4g}; blocks before it are kept: lower "
+                "reconstruction.weight_rate and reconstruction.scale_rate"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        weights.project()
+        return loss
 
     def _loss(self, task: BlockTask, run: Callable[[Tensor], Tensor], positions: Sequence[int]) -> Tensor:
         with precision_context(self._device, self._settings.precision):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from lowbit import preemption
 from lowbit.contracts import DistillationSettings, TrainingStep
 from lowbit.distillation.curve import Curve
 from lowbit.distillation.gradients import average_gradients, clip_gradients
@@ -21,12 +21,11 @@ from lowbit.distillation.parametrized import ParametrizedWeights
 from lowbit.distillation.processes import is_sharded
 from lowbit.distillation.remembered_teacher import RememberedTeacher
 from lowbit.distillation.sample_order import SampleOrder
-from lowbit.distillation.sharding import as_split_as, shard, whole
+from lowbit.distillation.saving import SaveTimer, moments, put_moments_back
+from lowbit.distillation.sharding import shard, whole
 from lowbit.distillation.student import Body, precision_context
 from lowbit.distillation.training_store import TrainingStore
 from lowbit.errors import LowbitError
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,7 @@ class Trainer:
         self._trained: dict[str, nn.Parameter] = {
             group["name"]: group["params"][0] for group in self._optimizer.param_groups
         }
+        self._timer = SaveTimer(settings.checkpoint_minutes)
         self._started = time.monotonic()
 
     def run(self) -> Curve:
@@ -106,14 +106,16 @@ class Trainer:
 
         Raises:
             LowbitError: The training diverges; the message names the step and the last good state.
+            Interrupted: A signal came; the training is saved at the step that it had reached.
         """
         curve = self._resume()
         self._started = time.monotonic() - self._store.seconds()
         if not curve.held_out:
             self._look(curve, 0)
-        while len(curve.losses) < self._settings.steps and not curve.exhausted(self._settings.patience):
-            self._take_step(curve)
-        self._save(curve)
+        with preemption.saving():
+            while len(curve.losses) < self._settings.steps and not curve.exhausted(self._settings.patience):
+                self._take_step(curve)
+            self._save(curve)
         self._work.weights.load(self._store.best(curve.best_step))
         return curve
 
@@ -133,9 +135,20 @@ class Trainer:
         taken = step + 1
         looked = taken % settings.evaluate_every == 0 or taken == settings.steps
         held_out = self._look(curve, taken) if looked else None
-        if taken % settings.checkpoint_every == 0:
+        stopping, due = self._asked()
+        if stopping or due or taken % settings.checkpoint_every == 0:
             self._save(curve)
         self._on_step(TrainingStep("distillation", None, taken, settings.steps, loss, held_out, share))
+        if stopping:
+            preemption.stop()
+
+    def _asked(self) -> tuple[bool, bool]:
+        """Say whether a process is to end, and whether the main one's clock asks for a checkpoint; to all the same."""
+        due = self._accelerator.is_main_process and self._timer.due()
+        asked = torch.tensor([float(preemption.requested()), float(due)])
+        if self._accelerator.num_processes > 1:
+            asked = self._reduced(asked)
+        return bool(asked[0]), bool(asked[1])
 
     def _divergence(self, curve: Curve, step: int, found: str) -> LowbitError:
         return LowbitError(
@@ -235,17 +248,12 @@ class Trainer:
 
     def _save(self, curve: Curve) -> None:
         """Store a checkpoint of parameters, moments, curve and the seconds that all took."""
-        tensors = self._collected((*self._trained.items(), *self._moments()))
+        tensors = self._collected((*self._trained.items(), *moments(self._optimizer, self._trained)))
         if self._accelerator.is_main_process:
             record = {**curve.to_dict(), "seconds": time.monotonic() - self._started}
             self._store.save(len(curve.losses), tensors, record)
+        self._timer.saved()
         self._accelerator.wait_for_everyone()
-
-    def _moments(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the optimizer's running means by `<name>.<moment>`."""
-        for name, parameter in self._trained.items():
-            state: dict[str, Any] = self._optimizer.state.get(parameter, {})
-            yield from ((f"{name}.{moment}", state[moment]) for moment in MOMENTS if moment in state)
 
     def _resume(self) -> Curve:
         """Put the last checkpoint back, if there is one."""
@@ -254,13 +262,7 @@ class Trainer:
             return Curve()
         tensors = self._store.tensors(record["step"])
         self._work.weights.load(tensors)
-        for name, parameter in self._trained.items():
-            found = {m: tensors[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in tensors}
-            if found:
-                self._optimizer.state[parameter] = {
-                    moment: tensor if moment == "step" else as_split_as(tensor, parameter.detach())
-                    for moment, tensor in found.items()
-                }
+        put_moments_back(self._optimizer, self._trained, tensors)
         return Curve.from_dict(record)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lowbit.durable import make_directory, one_at_a_time
+from lowbit.durable import write_json
 from lowbit.errors import LowbitError
-from lowbit.pipeline.bench_cells import evaluate_parent, run_method, write_parent
+from lowbit.pipeline.bench_cells import evaluate_parent, evaluation_key, run_method, write_parent
 from lowbit.pipeline.bench_options import CHECKPOINTS, BenchOptions
 from lowbit.pipeline.bench_plan import plan_bench
-from lowbit.pipeline.finished_results import FinishedResults, find_finished
+from lowbit.pipeline.finished_results import FinishedResults, cell_turn, find_finished
 from lowbit.progress import RunLines, RunState
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
@@ -45,6 +47,9 @@ class CellTask:
         refresh_parent: Evaluate the parent again although its result is cached.
         speed: Time greedy decoding.
         skip_finished: Whether another run's result of the same cell will do; without it only this run's does.
+        checkpoint: Name of the checkpoint that the sender expects; empty for a parent.
+        key: Key of the parent's evaluation that the sender expects.
+        most_attempts: How often the cell may be begun.
     """
 
     number: int
@@ -62,6 +67,9 @@ class CellTask:
     refresh_parent: bool = False
     speed: bool = False
     skip_finished: bool = False
+    checkpoint: str = ""
+    key: str = ""
+    most_attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -136,19 +144,49 @@ def _result_of(task: CellTask, recipe: Recipe, report: Report) -> StoredResult:
         refresh_parent=task.refresh_parent and task.role == "parent",
         extra_tasks=task.extra_tasks,
         speed=task.speed,
+        skip_finished=True,
         run=task.run,
     )
-    folder = options.folder / CHECKPOINTS
-    make_directory(folder)
-    lock = folder / f"cell-{task.role}-{task.sha256[:16]}.lock"
-    with one_at_a_time(lock, f"at work on cell {task.number}"):
+    with cell_turn(options, task.role, recipe):
+        attempts = _count_attempt(task, options.folder)
         result = _found_or_made(task, recipe, options)
-        lock.unlink(missing_ok=True)  # Whoever comes later finds the result.
+        attempts.unlink(missing_ok=True)
     return result
+
+
+def _count_attempt(task: CellTask, folder: Path) -> Path:
+    """Note that the cell is begun, and return where.
+
+    A cluster begins a cell anew whenever its worker dies; one that takes all memory would kill workers for ever.
+
+    Raises:
+        LowbitError: It was begun too often.
+    """
+    path = folder / CHECKPOINTS / f"cell-{task.role}-{task.sha256[:16]}.attempts.json"
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        before = int(noted["attempts"]) if noted["run"] == task.run else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        before = 0
+    if before >= task.most_attempts:
+        path.unlink(missing_ok=True)
+        raise LowbitError(
+            f"its worker was lost {before} times: killed, out of memory, or on nodes that went away; "
+            "--dry_run forecasts its memory, and resources.memory reserves it"
+        )
+    write_json(path, {"run": task.run, "attempts": before + 1})
+    return path
 
 
 def _found_or_made(task: CellTask, recipe: Recipe, options: BenchOptions) -> StoredResult:
     (group,) = plan_bench([recipe], options)
+    if task.key != evaluation_key(recipe, group.tasks, task.device) or (
+        task.checkpoint and task.checkpoint != group.cells[0].checkpoint.name
+    ):
+        raise LowbitError(
+            "this worker would compute something else than the sender asks for: packages, plugins, data or the model's "
+            "files differ between them"
+        )
     run = None if task.skip_finished and not task.refresh_parent else task.run
     parent, found = find_finished(group, options, FinishedResults(options.folder), run)
     if task.role == "parent":
@@ -169,12 +207,28 @@ def _observed(task: CellTask, recipe: Recipe, report: Report) -> Iterator[None]:
             report(task.number, snapshot(state))
 
     teller = threading.Thread(target=tell, daemon=True)
-    with registry().observing(lines):
+    with registry().observing(lines), _warnings_reported(task.number, report):
         teller.start()
         try:
             yield
         finally:
             ended.set()
+
+
+@contextmanager
+def _warnings_reported(number: int, report: Report) -> Iterator[None]:
+    """Report what lowbit warns of, such as that it waits for another process."""
+
+    class Reporter(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            report(number, {"line": f"warning: {record.getMessage()}"})
+
+    handler = Reporter(logging.WARNING)
+    logging.getLogger("lowbit").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("lowbit").removeHandler(handler)
 
 
 def snapshot(state: RunState) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lowbit.pipeline.bench_cells import evaluation_key
 from lowbit.pipeline.bench_options import BenchOptions, model_name
 from lowbit.pipeline.bench_plan import ParentGroup
 from lowbit.pipeline.finished_results import FinishedResults, find_finished
@@ -40,6 +41,7 @@ class NumberedGroup:
         parent_number: The parent's number.
         parent: The parent's result.
         found: Results that were there before.
+        key: Key of the parent's evaluation.
     """
 
     plan: ParentGroup
@@ -47,6 +49,7 @@ class NumberedGroup:
     parent_number: int
     parent: StoredResult | None = None
     found: list[StoredResult | None] = field(default_factory=list)
+    key: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -62,6 +65,7 @@ def number_groups(plans: Sequence[ParentGroup], options: BenchOptions) -> list[N
         group = NumberedGroup(plan, range(number + 1, number + 1 + len(plan.cells)), number)
         number += 1 + len(plan.cells)
         group.parent, group.found = find_finished(plan, options, finished)
+        group.key = evaluation_key(plan.recipe, plan.tasks, options.device)
         groups.append(group)
     return groups
 

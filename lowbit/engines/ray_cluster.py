@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +18,15 @@ from lowbit.errors import LowbitError
 
 LOCAL = "local"
 SECONDS_TO_CONNECT = 10.0
+SECONDS_TO_ANSWER = 60.0
 # Cells pass paths and lines of text to one another; weights go through files.
 OBJECT_STORE_BYTES = 100_000_000
 PASSED_ON = (
-    *("LOWBIT_DATA_DIR", "LOWBIT_PLUGINS", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "GOMP_SPINCOUNT"),
+    *("LOWBIT_DATA_DIR", "LOWBIT_PLUGINS", "LOWBIT_CACHE_DIR", "GOMP_SPINCOUNT", "TRANSFORMERS_OFFLINE"),
+    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
     *("TOKENIZERS_PARALLELISM", "TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"),
 )
-"""Environment variables that workers get from whoever starts a grid; no secret is among them."""
+"""Environment variables that workers of a running cluster get from whoever starts a grid; no secret is among them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class ClusterSettings:
     """Which cluster runs a grid.
 
     Args:
-        address: As `ray.init` takes it: `HOST:PORT`, `auto`, `ray://HOST:PORT`; `None` starts one on this machine.
+        address: As `ray.init` takes it: `HOST:PORT`, or `auto`; `None` starts one on this machine.
     """
 
     address: str | None = None
@@ -97,14 +101,17 @@ def _require_listening(address: str) -> None:
     """
     if address == "auto":
         return
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdigit() and int(port) < 1 << 16):
-        raise LowbitError(f"--ray_address {address!r}: expected HOST:PORT, ray://HOST:PORT or auto")
+        raise LowbitError(f"--ray_address {address!r}: expected HOST:PORT or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()
-    except OSError as error:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS_TO_ANSWER)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "what listens there does not answer as one"
         raise LowbitError(
-            f"no Ray cluster at {address}: {error}; `ray start --head` prints the address of a cluster's head"
+            f"no Ray cluster at {address}: {reason}; `ray start --head` prints the address of a cluster's head"
         ) from error
 
 
@@ -124,9 +131,9 @@ def _signals_kept() -> Iterator[None]:
 
 
 def largest_node_cpus(ray: Any) -> int:
-    """Return the cores of the largest living node, at least 1."""
+    """Return the cores of the largest living node; 0 where none has any yet."""
     cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    return max(1, int(max(cores, default=1)))
+    return int(max(cores, default=0))
 
 
 def fitting_nodes(ray: Any, wanted: dict[str, float]) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +24,14 @@ from lowbit.pipeline.composition_check import require_composition
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
 from lowbit.results.rows import row_of
-from lowbit.results.store import read_result
+from lowbit.results.store import StoredResult, read_result
 from lowbit.results.table import Row
 
 POLL_SECONDS = 0.5
 LOST_WORKERS = 10
 """How often a cell is begun again after its worker was lost; an error of the cell itself is never tried again."""
 SECONDS_TO_STOP = 4.0
+SECONDS_TO_APPEAR = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def ray_bench(recipes: Sequence[Recipe], options: BenchOptions, how: RayOptions)
     """
     for recipe in recipes:
         require_composition(recipe, registry())
-    groups = number_groups(plan_bench(recipes, options), options)
+    groups = number_groups(plan_bench(recipes, options, elsewhere=True), options)
     announce(groups, how.watcher)
     if all(group.is_finished for group in groups):
         yield from (row for group in groups for row in stored_rows(group))
@@ -86,7 +88,6 @@ class _Grid:
         self._plugins = tuple(how.plugins)
         # With its node what was reported is lost, too, which is no matter.
         self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
-        self._cores = largest_node_cpus(ray)
         self._pending: dict[Any, tuple[NumberedGroup, int]] = {}
         self._told: set[str] = set()
 
@@ -102,7 +103,8 @@ class _Grid:
                     row = rows.pop(order.pop(0))
                     if row is not None:
                         yield row
-                if self._pending:
+                if order:
+                    assert self._pending, "cells without rows are at work"
                     rows.update(self._wait())
         except BaseException:
             self._stop()
@@ -111,7 +113,7 @@ class _Grid:
     def _begin(self, group: NumberedGroup) -> dict[int, Row | None]:
         """Send a group's parent, or its cells where the parent is known."""
         if group.parent is None:
-            self._send(group, group.parent_number, "parent", group.plan.recipe)
+            self._send(group, group.parent_number, "parent", group.plan.recipe, "")
             return {}
         return {group.parent_number: row_of(group.parent), **self._send_cells(group)}
 
@@ -121,16 +123,23 @@ class _Grid:
         rows: dict[int, Row | None] = {}
         for number, cell, found in zip(group.numbers, group.plan.cells, group.found, strict=True):
             if found is None:
-                self._send(group, number, "quantized", cell.recipe)
+                self._send(group, number, "quantized", cell.recipe, cell.checkpoint.name)
             else:
                 rows[number] = row_of(found, group.parent)
         return rows
 
-    def _send(self, group: NumberedGroup, number: int, role: Literal["parent", "quantized"], recipe: Recipe) -> None:
+    def _send(
+        self,
+        group: NumberedGroup,
+        number: int,
+        role: Literal["parent", "quantized"],
+        recipe: Recipe,
+        checkpoint: str,
+    ) -> None:
         wanted = recipe.resources
         threads = wanted.num_cpus or torch.get_num_threads()
         resources: dict[str, Any] = {
-            "num_cpus": wanted.num_cpus or min(threads, self._cores),
+            "num_cpus": wanted.num_cpus or min(threads, largest_node_cpus(self._ray) or threads),
             "num_gpus": wanted.num_gpus,
             "memory": wanted.memory,
         }
@@ -151,6 +160,9 @@ class _Grid:
             refresh_parent=self._options.refresh_parent,
             speed=self._options.speed,
             skip_finished=self._options.skip_finished,
+            checkpoint=checkpoint,
+            key=group.key,
+            most_attempts=LOST_WORKERS + 1,
         )
         remote = self._ray.remote(_work).options(
             **resources, max_retries=LOST_WORKERS, retry_exceptions=False, name=f"lowbit {recipe.method}"
@@ -187,17 +199,18 @@ class _Grid:
         except self._ray.exceptions.RayTaskError as error:
             return CellAnswer(number, None, _reason(error.cause or error))
         except self._ray.exceptions.RayError as error:
-            return CellAnswer(number, None, f"its worker was lost {LOST_WORKERS + 1} times: {_reason(error)}")
+            return CellAnswer(number, None, f"the cluster gave it up: {_reason(error)}")
         return answer
 
     def _rows_of(self, group: NumberedGroup, number: int, answer: CellAnswer) -> dict[int, Row | None]:
         """Return the rows that an answer makes known; a parent's answer lets its methods begin, or ends them."""
-        stored = None if answer.result is None else read_result(Path(answer.result))
+        stored, answer = self._stored(answer)
         if number == group.parent_number:
             if stored is None:
-                left_out = dict.fromkeys(group.numbers)
-                for cell in group.numbers:
-                    self._watcher.ended(cell, "its parent failed")
+                left_out: dict[int, Row | None] = dict.fromkeys(group.numbers)
+                for cell, found in zip(group.numbers, group.found, strict=True):
+                    if found is None:
+                        self._watcher.ended(cell, "its parent failed")
                 return {number: failed_parent(group.plan.recipe, answer.error), **left_out}
             group.parent = stored
             return {number: row_of(stored), **self._send_cells(group)}
@@ -206,6 +219,20 @@ class _Grid:
         if stored is None:
             return {number: failed_cell(recipe, group.parent, answer.error)}
         return {number: row_of(stored, group.parent)}
+
+    def _stored(self, answer: CellAnswer) -> tuple[StoredResult | None, CellAnswer]:
+        """Read what a worker wrote; network storage may show it a little later."""
+        if answer.result is None:
+            return None, answer
+        until = time.monotonic() + SECONDS_TO_APPEAR
+        while True:
+            try:
+                return read_result(Path(answer.result)), answer
+            except LowbitError as error:
+                if time.monotonic() > until:
+                    reason = f"{answer.result}, which its worker wrote, {error}; nodes must share the results directory"
+                    return None, replace(answer, result=None, error=reason)
+            time.sleep(POLL_SECONDS)
 
     def _pass_on(self) -> None:
         with suppress(self._ray.exceptions.RayError):

@@ -18,6 +18,7 @@ from lowbit.durable import TEMPORARY_SUFFIX, make_directory, one_at_a_time, writ
 from lowbit.evaluation.corpora import PerplexityTask
 from lowbit.evaluation.prepare import PreparedTasks, documents_of
 from lowbit.recipe.evaluation import EvaluationSettings
+from lowbit.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class ParentCache:
         """The result kept under a key; None when there is none, or when its file is damaged (with a warning)."""
         path = self.path(key)
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path)
             results = stored["results"]
             if stored["key"] != key or stored["sha256"] != hashlib.sha256(_to_json(results).encode()).hexdigest():
                 raise ValueError("its content does not match its own hash")

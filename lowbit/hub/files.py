@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lowbit.documents import parse_yaml
 from lowbit.errors import LowbitError
 
 BUILDERS: Mapping[str, str] = {
@@ -69,10 +68,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
     if match is None:
         return {}
-    try:
-        card = yaml.safe_load(match.group(1))
-    except yaml.YAMLError as error:
-        raise LowbitError(f"the front matter of {readme} is not valid YAML: {error}") from error
+    card = parse_yaml(match.group(1), f"the front matter of {readme}")
     return card if isinstance(card, dict) else {}
 
 

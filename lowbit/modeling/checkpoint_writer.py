@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -11,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import safe_open
 from torch import Tensor
 
-from lowbit.durable import make_directory, write_json, write_tensors, write_text, write_whole
+from lowbit.durable import flush_folder, make_directory, write_json, write_tensors, write_text, write_whole
 from lowbit.errors import LowbitError
 from lowbit.modeling.bits_report import BitsReport, count_bits
 from lowbit.modeling.journal import Journal
 from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, LowbitConfig
 from lowbit.models.checkpoint import INDEX_FILE, SINGLE_FILE, TOKENIZER_PATTERNS
+from lowbit.models.configuration import read_config_json
+from lowbit.models.small_files import require_inside
 from lowbit.models.streamed import StreamedModel
 
 RECIPE_FILE = "lowbit_recipe.yaml"
@@ -68,6 +68,19 @@ def write_checkpoint(
     staging = journal.path / "checkpoint"
     shutil.rmtree(staging, ignore_errors=True)
     make_directory(staging)
+    try:
+        bits = _assemble(source, journal, staging, provenance, max_shard_size)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)  # On a full disk, it is what fills it.
+        raise
+    _publish(staging, output)
+    return bits
+
+
+def _assemble(
+    source: StreamedModel, journal: Journal, staging: Path, provenance: Provenance, max_shard_size: int
+) -> BitsReport:
+    """Write every file of the checkpoint into a folder."""
     reports = journal.reports()
     modules = {name: entry for report in reports for name, entry in report["modules"].items()}
     layers = [layer for report in reports for layer in report["layers"]]
@@ -82,7 +95,6 @@ def write_checkpoint(
         told if provenance.training is None else {**told, "training": provenance.training},
     )
     write_text(staging / "README.md", _model_card(provenance, bits))
-    _publish(staging, output)
     return bits
 
 
@@ -127,9 +139,7 @@ def _tensors(
     if member is None:
         yield from source.outside().items()
         return
-    handle = stack.enter_context(safe_open(journal.tensors_file(member), framework="pt"))
-    for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-        yield key, handle.get_tensor(key)
+    yield from journal.stored_tensors(member, stack).items()
 
 
 def _mean_nominal(layers: list[dict[str, Any]]) -> float:
@@ -157,7 +167,7 @@ def _write_config(
         bits_report=bits.model_dump(),
         recipe_sha256=provenance.signature["recipe_sha256"],
     )
-    written: dict[str, Any] = json.loads((source.checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    written: dict[str, Any] = read_config_json(source.checkpoint.folder)
     written["quantization_config"] = config.to_dict()
     write_json(staging / "config.json", written)
 
@@ -166,6 +176,7 @@ def _write_texts(folder: Path, staging: Path) -> None:
     """Copy tokenizer and generation settings as they are, and code that comes with the model."""
     patterns = (*TOKENIZER_PATTERNS, "generation_config.json", "*.py")
     for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
+        require_inside(file, folder)
         target = staging / file.relative_to(folder)
         target.parent.mkdir(exist_ok=True)
         write_whole(target, lambda temporary, source=file: shutil.copyfile(source, temporary))  # type: ignore[misc]
@@ -198,6 +209,7 @@ def _publish(staging: Path, output: Path) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         staging.rename(output)
+        flush_folder(output.parent)
     except OSError as error:
         raise LowbitError(
             f"the checkpoint cannot be moved to {output}: {error}; it lies finished in {staging.parent}"

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lowbit.contracts import LayerReport, PackedWeight, QuantizedBlock, QuantizedWeight, Stream
-from lowbit.durable import make_directory, open_whole, write_json, write_tensors
+from lowbit.contracts import ActivationWriter, LayerReport, PackedWeight, QuantizedBlock, QuantizedWeight, Stream
+from lowbit.documents import read_json
+from lowbit.durable import make_directory, write_json, write_tensors
 from lowbit.errors import LowbitError
+from lowbit.modeling.activations import StoredActivations
 from lowbit.modeling.layouts import layout_of, packer_for, unpack
-from lowbit.modeling.module_entry import ModuleEntry, entry_for, packed_module, sentinel_name
+from lowbit.modeling.module_entry import entry_for, packed_module, read_entry, sentinel_name
+from lowbit.modeling.sealing import damaged, digest_of, read_sealed, read_tensors, require_digest, sealed
 
 SIGNATURE_FILE = "signature.json"
 
@@ -28,7 +29,8 @@ class Journal:
     """A `BlockStore` in a directory beside the checkpoint that is being made.
 
     A block is committed by one rename; what its commit makes superfluous is removed afterwards, and again at the next
-    start if the process died in between. One process writes in it: whoever opens it holds the checkpoint's lock.
+    start if the process died in between. One process opens it and commits: it holds the checkpoint's lock. Others of
+    the same run only write and read activations.
 
     Args:
         path: The journal's directory.
@@ -39,7 +41,7 @@ class Journal:
     def __init__(self, path: Path, packer: str, samples: int) -> None:
         self.path = path
         self._packer = packer
-        self._samples = samples
+        self._activations = StoredActivations(path, samples)
 
     def open(self, signature: Mapping[str, Any]) -> None:
         """Start a journal, or continue one that was written by the same command.
@@ -51,11 +53,13 @@ class Journal:
         file = self.path / SIGNATURE_FILE
         if file.exists():
             check_signature(_read_json(file), signature, self.path)
+        elif self.finished():
+            raise LowbitError(f"{self.path} has finished blocks but no {SIGNATURE_FILE}; delete it and start again")
         else:
             write_json(file, signature)
         for leftover in self.path.glob("*.tmp"):
             leftover.unlink()
-        self._drop_activations(before=self.finished())
+        self._activations.keep_whole_inputs(self.finished())
 
     def finished(self) -> int:
         """Return how many leading blocks are committed."""
@@ -91,30 +95,44 @@ class Journal:
             "modules": modules,
             "layers": [asdict(r) for r in block.reports],
             "seconds": block.seconds,
+            "block": block.index,
+            "tensors_sha256": digest_of(tensors),
+            "state_sha256": digest_of(block.state) if block.state else None,
         }
         if block.training is not None:
             report["training"] = dict(block.training)
-        write_json(self.report_file(block.index), report)
+        write_json(self.report_file(block.index), sealed(report))
         if block.state:
             write_tensors(self.state_file(block.index), block.state)
         write_tensors(self.tensors_file(block.index), tensors)
-        self._drop_activations(before=block.index + 1)
+        self._activations.drop(before=block.index + 1)
 
     def block(self, index: int) -> QuantizedBlock:
-        """Read a committed block back, with the state that its training ended with."""
-        report = _read_json(self.report_file(index))
-        tensors = load_file(self.tensors_file(index))
+        """Read a committed block back, with the state that its training ended with.
+
+        Raises:
+            LowbitError: One of its files is damaged, or is another block's.
+        """
+        report = self._report(index)
+        tensors = read_tensors(self.tensors_file(index), report.get("tensors_sha256"))
+        try:
+            return self._block(index, report, tensors)
+        except (LowbitError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise damaged(self.report_file(index), f"{type(error).__name__} {error}") from error
+
+    def _block(self, index: int, report: Mapping[str, Any], tensors: dict[str, Tensor]) -> QuantizedBlock:
         weights: dict[str, QuantizedWeight] = {}
         fused = set()
         for name, found in report["modules"].items():
-            entry = ModuleEntry.model_validate(found)
+            entry = read_entry(name, found)
             home = packed_module(name, entry.fused)
-            parts = {part: tensors.pop(f"{home}.{part}") for part in layout_of(entry.spec(), entry.packer)}
-            weights[name] = unpack(PackedWeight(entry.spec(), entry.packer, parts))
+            parts = {part: tensors.pop(f"{home}.{part}") for part in layout_of(entry.spec, entry.packer)}
+            weights[name] = unpack(PackedWeight(entry.spec, entry.packer, parts))
             tensors.pop(sentinel_name(name, entry.fused), None)
             if entry.fused:
                 fused.add(name)
-        state = load_file(self.state_file(index)) if self.state_file(index).exists() else {}
+        digest = report["state_sha256"]
+        state = {} if digest is None else read_tensors(self.state_file(index), digest)
         reports = tuple(LayerReport(**{**layer, "notes": tuple(layer["notes"])}) for layer in report["layers"])
         return QuantizedBlock(
             index, weights, frozenset(fused), tensors, reports, report["seconds"], state, report.get("training")
@@ -122,67 +140,50 @@ class Journal:
 
     def reports(self) -> list[dict[str, Any]]:
         """Return the stored reports of the finished blocks, in order."""
-        return [_read_json(self.report_file(index)) for index in range(self.finished())]
+        return [self._report(index) for index in range(self.finished())]
+
+    def stored_tensors(self, index: int, stack: ExitStack) -> dict[str, Tensor]:
+        """Return a committed block's tensors, mapped from the file while the stack is open.
+
+        Raises:
+            LowbitError: The file is damaged, or is another block's.
+        """
+        file = self.tensors_file(index)
+        try:
+            handle = stack.enter_context(safe_open(file, framework="pt"))
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - a handle is no mapping
+        except (OSError, SafetensorError, ValueError) as error:
+            raise damaged(file, str(error)) from error
+        require_digest(file, tensors, self._report(index).get("tensors_sha256"))
+        return tensors
+
+    def _report(self, index: int) -> dict[str, Any]:
+        report = read_sealed(self.report_file(index))
+        if report.get("block") != index:
+            raise damaged(self.report_file(index), f"it is the report of block {report.get('block')}")
+        return report
 
     def has_activations(self, index: int, stream: Stream = "quantized") -> bool:
         """Say whether the complete input of a block is stored."""
-        return self._activation_file(index, stream).exists()
+        return self._activations.are_whole(index, stream)
 
-    def activations(self, index: int, stream: Stream = "quantized") -> Iterator[Tensor]:
-        """Yield the samples [1, length, hidden size] that enter a block, one in memory at a time."""
-        stored = self._stored(index, stream)
-        for sample in range(stored.shape[0]):
-            yield torch.from_numpy(np.array(stored[sample : sample + 1]))
+    def activations(self, index: int, stream: Stream = "quantized", part: range | None = None) -> Iterator[Tensor]:
+        """Yield samples [1, length, hidden size] that enter a block, one in memory at a time; all without `part`."""
+        return self._activations.read(index, stream, part)
 
     def batch(self, index: int, samples: Sequence[int], stream: Stream = "quantized") -> Tensor:
         """Return some of the samples that enter a block, [n, length, hidden size]."""
-        return torch.from_numpy(np.array(self._stored(index, stream)[list(samples)]))
+        return self._activations.batch(index, stream, samples)
 
-    def _stored(self, index: int, stream: Stream) -> Any:
-        return np.load(self._activation_file(index, stream), mmap_mode="r", allow_pickle=False)
-
-    @contextmanager
-    def write_activations(self, index: int, stream: Stream = "quantized") -> Iterator[_Writer]:
-        """Open the input of a block for writing; the file appears, whole, when the context closes."""
-        with open_whole(self._activation_file(index, stream)) as file:
-            writer = _Writer(file, self._samples)
-            yield writer
-            writer.require_complete()
+    def write_activations(
+        self, index: int, stream: Stream = "quantized", part: range | None = None
+    ) -> AbstractContextManager[ActivationWriter]:
+        """Open samples that enter a block for writing, all without `part`; they appear when the context closes."""
+        return self._activations.write(index, stream, part)
 
     def remove(self) -> None:
         """Delete the journal."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-    def _activation_file(self, index: int, stream: Stream) -> Path:
-        return self.path / f"{'activations' if stream == 'quantized' else stream}-{index:05d}.npy"
-
-    def _drop_activations(self, before: int) -> None:
-        for index in range(before):
-            for stream in get_args(Stream):
-                self._activation_file(index, stream).unlink(missing_ok=True)
-
-
-class _Writer:
-    """Appends samples to an array file whose number of samples is known."""
-
-    def __init__(self, file: IO[bytes], samples: int) -> None:
-        self._file = file
-        self._samples = samples
-        self._written = 0
-
-    def append(self, hidden: Tensor) -> None:
-        """Add one sample, [1, length, hidden size]."""
-        array = hidden.detach().float().cpu().contiguous().numpy()
-        if self._written == 0:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (self._samples, *array.shape[1:])}
-            np.lib.format.write_array_header_1_0(self._file, header)
-        self._file.write(array.tobytes())
-        self._written += 1
-
-    def require_complete(self) -> None:
-        """Raise unless every sample was written."""
-        if self._written != self._samples:
-            raise LowbitError(f"{self._written} of {self._samples} calibration samples were stored")
 
 
 def check_signature(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
@@ -213,6 +214,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LowbitError(f"{path} cannot be read: {error}; delete {path.parent} and start again") from error
+        return read_json(path, "the journal's file")
+    except LowbitError as error:
+        raise damaged(path, str(error)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lowbit import untrusted
 from lowbit.contracts import FormatSpec, PackedWeight
 from lowbit.errors import CheckpointError, UnknownNameError
 from lowbit.modeling.layouts import layout_of
@@ -17,6 +18,8 @@ from lowbit.models.checkpoint import read_header
 from lowbit.models.experts import PACKED_SUFFIX
 from lowbit.registry import registry
 
+LARGEST_SIZE = 2**40
+LONGEST_NAME = 300
 STORED_NAMES = {
     torch.uint8: "U8",
     torch.int32: "I32",
@@ -84,10 +87,14 @@ def read_entry(name: str, value: Any) -> LoadedEntry:
         entry = ModuleEntry.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"quantization_config.modules[{name!r}].{where}: {first['msg']}") from error
-    if any(size < 0 for size in entry.sizes.values()):
-        raise CheckpointError(f"quantization_config.modules[{name!r}] has a negative size")
+        where = untrusted.printable(".".join(map(str, first["loc"])))[:200]
+        raise CheckpointError(f"quantization_config.modules[{name[:200]!r}].{where}: {first['msg']}") from error
+    if not all(0 <= size <= LARGEST_SIZE for size in entry.sizes.values()):
+        raise CheckpointError(f"quantization_config.modules[{name[:200]!r}] has a size below 0 or over {LARGEST_SIZE}")
+    if any(len(text) > LONGEST_NAME or not text.isprintable() for text in (name, *_texts(entry))):
+        raise CheckpointError(f"quantization_config.modules[{name[:200]!r}] has a text that is too long or unprintable")
+    if entry.fused and not name.rpartition(".")[2].isdecimal():
+        raise CheckpointError(f"quantization_config.modules[{name!r}] is an expert's, so it must end in a number")
     try:
         format_class = registry().format(entry.format)
         if entry.packer != "plain":
@@ -103,10 +110,17 @@ def read_entry(name: str, value: Any) -> LoadedEntry:
         )
     try:
         layout_of(entry.spec(), entry.packer)
-    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-        told = f"{type(error).__name__} {error}"
+    except Exception as error:  # a layout is computed by plugins, of numbers that nobody has checked
+        told = untrusted.printable(f"{type(error).__name__} {error}")[:300]
         raise CheckpointError(f"quantization_config.modules[{name!r}] does not hold together: {told}") from error
     return LoadedEntry(name, entry.spec(), entry.packer, entry.fused)
+
+
+def _texts(entry: ModuleEntry) -> Iterator[str]:
+    """Yield every text of an entry."""
+    yield from (entry.format, entry.packer, entry.plugin, *entry.sizes, *entry.dtypes, *entry.dtypes.values())
+    yield from entry.parameters
+    yield from (value for value in entry.parameters.values() if isinstance(value, str))
 
 
 def packed_module(target: str, fused: bool) -> str:

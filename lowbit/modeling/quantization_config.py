@@ -40,7 +40,8 @@ def require_readable_version(version: object) -> None:
     Raises:
         CheckpointError: It is newer than this installation, or no number.
     """
-    if not isinstance(version, int) or version > CHECKPOINT_VERSION:
+    if type(version) is not int or not 1 <= version <= CHECKPOINT_VERSION:
         raise CheckpointError(
-            f"this checkpoint has version {version!r}; this lowbit reads up to {CHECKPOINT_VERSION}: upgrade lowbit"
+            f"this checkpoint has version {str(version)[:50]!r}; this lowbit reads up to {CHECKPOINT_VERSION}: "
+            "upgrade lowbit"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,17 +12,26 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lowbit import untrusted
+from lowbit.documents import read_json
 from lowbit.errors import CheckpointError, LowbitError
+from lowbit.models.small_files import require_inside, require_ordinary_files
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+ITEM_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("U8", "I8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+}
 TOKENIZER_PATTERNS = (
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken"),
     *("chat_template*", "additional_chat_templates/*"),
 )
 HASHED_PATTERNS = ("config.json", *TOKENIZER_PATTERNS)
 HASHED_BYTES = 2**24
+MOST_INDEX_BYTES = 2**28
 DOWNLOADED_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 
 
@@ -105,13 +113,22 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     Raises:
         CheckpointError: The file is absent, truncated or damaged.
     """
+    require_inside(file, file.parent)
     try:
+        if not file.is_file():  # A pipe would never end.
+            raise CheckpointError(f"{file} is missing, or no ordinary file")
         with safe_open(file, framework="pt") as handle:
             names = handle.keys()
             slices = {name: handle.get_slice(name) for name in names}
-            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is missing, truncated or damaged: {error}") from error
+            header = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError, ValueError, OverflowError, TypeError) as error:
+        told = " ".join(untrusted.printable(error).split())[:300]
+        raise CheckpointError(f"{file} is missing, truncated or damaged: {told}") from error
+    for name, (dtype, _) in header.items():
+        if dtype not in ITEM_BYTES or name != untrusted.printable(name):
+            shown = untrusted.printable(name)[:100]
+            raise CheckpointError(f"{file}: tensor {shown} is of type {dtype}; its name or type is none that is read")
+    return header
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -123,21 +140,30 @@ def _shards(folder: Path) -> list[Path]:
                 f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; lowbit reads safetensors only (no pickled .bin)"
             )
         return [single]
-    names = sorted(set(_weight_map(index).values()))
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index} points outside its folder: {name!r}")
-    return [folder / name for name in names]
+    return [folder / name for name in sorted(set(_weight_map(index).values()))]
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+    require_inside(index, index.parent)
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no index with a weight_map: {error!r}") from error
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
+        content = read_json(index, "index", MOST_INDEX_BYTES)
+    except LowbitError as error:
+        raise CheckpointError(f"{index} is no index with a weight_map: {error}") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} is no index with a weight_map that names tensors")
+    for name in weight_map.values():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{index}: weight_map must map tensor names to file names, not to {str(name)[:50]!r}")
+        if not _is_file_name(name):
+            raise CheckpointError(f"{index} points outside its folder, or to no safetensors file: {name[:100]!r}")
     return weight_map
+
+
+def _is_file_name(name: str) -> bool:
+    """Say whether this is a plain name of a safetensors file, which leads nowhere else."""
+    plain = len(name) < 256 and name == untrusted.printable(name) and name.endswith(".safetensors")
+    return plain and Path(name).name == name
 
 
 def find_model_folder(path: str, revision: str | None) -> Path:
@@ -150,6 +176,7 @@ def find_model_folder(path: str, revision: str | None) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise LowbitError(f"{folder} has no config.json; give the folder of a Hugging Face model")
+        require_ordinary_files(folder)
         return folder
     if folder.is_absolute() or path.startswith(".") or path.count("/") > 1:
         raise LowbitError(f"model folder {path} does not exist")

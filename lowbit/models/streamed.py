@@ -16,11 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from lowbit.errors import CheckpointError, LowbitError
 from lowbit.models.capture import BlockCall, capture_calls
 from lowbit.models.checkpoint import ParentCheckpoint
+from lowbit.models.configuration import require_buildable, require_small_buffers
 from lowbit.models.experts import use_expert_loop
 from lowbit.models.freed_memory import release_freed_memory
 from lowbit.models.key_mapping import KeyMapping, drop
 from lowbit.models.soundness import FLOATING_DTYPES, require_finite
 from lowbit.models.structure import find_decoder, require_own_weights
+from lowbit.untrusted import printable
 
 
 class StreamedModel:
@@ -111,8 +113,8 @@ class StreamedModel:
             calls, entered = self._first_call(run, tokens[:1])
             if on_entry is not None:
                 on_entry(entered)
-                for sample in tokens[1:].split(1):
-                    on_entry(self._first_call(run, sample)[1])
+                for position in range(1, len(tokens)):
+                    on_entry(self._first_call(run, tokens[position : position + 1])[1])
         return calls
 
     def _first_call(self, run: Callable[[Tensor], object], sample: Tensor) -> tuple[list[BlockCall], Tensor]:
@@ -128,10 +130,7 @@ class StreamedModel:
         base: Any = self.model.get_submodule(self._base_name)
         prefix = self._base_name + "." if self._base_name else ""
         inside = self.decoder.name + "."
-        with quiet():
-            missing = self._mapping.load(lambda name: name.startswith(prefix) and not name.startswith(inside))
-        if missing:
-            raise CheckpointError(f"{self.checkpoint.folder} lacks {sorted(missing)[0]}")
+        self._load_outside(lambda name: name.startswith(prefix) and not name.startswith(inside))
         outer = [module for name, module in base.named_modules() if not _within(prefix + name, self.decoder.name)]
         for module in outer:
             _move_own_tensors(module, self.device)
@@ -140,6 +139,13 @@ class StreamedModel:
         finally:
             for module in outer:
                 _drop_own_tensors(module)
+
+    def _load_outside(self, wanted: Callable[[str], bool]) -> None:
+        """Load tensors outside the blocks."""
+        with quiet():
+            missing = self._mapping.load(wanted)
+        if missing:
+            raise CheckpointError(f"{self.checkpoint.folder} lacks {sorted(missing)[0]}")
 
     def _find_base(self) -> str:
         """Return the name of the model without its head."""
@@ -160,11 +166,12 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     Raises:
         LowbitError: It is absent, damaged, or of an architecture that transformers does not know.
     """
+    require_buildable(folder)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:  # a configuration may break transformers in any way
         raise LowbitError(
-            f"{folder} has no readable model configuration: {' '.join(str(error).split())[:300]}"
+            f"{folder} has no readable model configuration: {printable(' '.join(str(error).split())[:300])}"
         ) from error
     return config
 
@@ -172,10 +179,15 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
 def build_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build a model with float32 parameters on the meta device and computed buffers."""
     try:
+        with torch.device("meta"):
+            trial = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        require_small_buffers(trial)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    except LowbitError:
+        raise
     except Exception as error:  # a configuration may break a model's constructor in any way
-        text = " ".join(str(error).split())[:300]
+        text = printable(" ".join(str(error).split())[:300])
         if "Unrecognized configuration class" in text:
             raise LowbitError(f"{config.model_type} is no causal language model: {text}") from error
         raise LowbitError(f"no model can be built from its configuration: {type(error).__name__}: {text}") from error

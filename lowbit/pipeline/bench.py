@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from lowbit.distillation.processes import is_main_process, make_accelerator, several_processes
 from lowbit.durable import make_directory
@@ -17,7 +18,7 @@ from lowbit.pipeline.bench_cells import (
 from lowbit.pipeline.bench_options import CHECKPOINTS, EVALUATION_PACKAGES, PARENTS, BenchOptions, model_name
 from lowbit.pipeline.bench_plan import MethodCell, ParentGroup, plan_bench
 from lowbit.pipeline.composition_check import require_composition
-from lowbit.pipeline.finished_results import FinishedResults, find_finished
+from lowbit.pipeline.finished_results import FinishedResults, cell_turn, find_finished
 from lowbit.pipeline.resources import require_device
 from lowbit.pipeline.taking_part import let_others_go, take_part
 from lowbit.recipe import Recipe
@@ -66,7 +67,7 @@ def _run_group(group: ParentGroup, options: BenchOptions, finished: FinishedResu
     if stored is None or None in found:
         try:
             parent = evaluate_parent(group.recipe, group.tasks, options)
-            stored = stored or write_parent(group.recipe, parent, options)
+            stored = stored or _parent_result(group, parent, options)
         except LowbitError as error:
             yield failed_parent(group.recipe, error)
             return
@@ -79,11 +80,23 @@ def _run_group(group: ParentGroup, options: BenchOptions, finished: FinishedResu
             yield _run_cell(cell, parent, group, options, stored)
 
 
+def _parent_result(group: ParentGroup, parent: EvaluatedParent, options: BenchOptions) -> StoredResult:
+    """Write a parent's result, unless another process did so meanwhile and that will do."""
+    with cell_turn(options, "parent", group.recipe):
+        return _found_again(group, options)[0] or write_parent(group.recipe, parent, options)
+
+
+def _found_again(group: ParentGroup, options: BenchOptions) -> tuple[StoredResult | None, list[StoredResult | None]]:
+    return find_finished(group, options, FinishedResults(options.folder) if options.skip_finished else None)
+
+
 def _run_cell(
     cell: MethodCell, parent: EvaluatedParent, group: ParentGroup, options: BenchOptions, stored: StoredResult
 ) -> Row:
     try:
-        return row_of(run_method(cell, parent, group.tasks, options), stored)
+        with cell_turn(options, "quantized", cell.recipe):
+            made = _found_again(replace(group, cells=[cell]), options)[1][0]
+            return row_of(made or run_method(cell, parent, group.tasks, options), stored)
     except LowbitError as error:
         if isinstance(error, NotQuantizedError) and several_processes():
             raise  # The other processes stopped midway, too, and wait for nothing that could still come.

@@ -24,12 +24,12 @@ class MethodCell:
 
     Args:
         recipe: The recipe.
-        ready: What is known of it before the first weight is read.
+        ready: What is known of it before the first weight is read; `None` where it runs elsewhere.
         checkpoint: Where its checkpoint lies.
     """
 
     recipe: Recipe
-    ready: Preparation
+    ready: Preparation | None
     checkpoint: Path
 
 
@@ -48,12 +48,13 @@ class ParentGroup:
     cells: list[MethodCell] = field(default_factory=list)
 
 
-def plan_bench(recipes: Sequence[Recipe], options: BenchOptions) -> list[ParentGroup]:
+def plan_bench(recipes: Sequence[Recipe], options: BenchOptions, elsewhere: bool = False) -> list[ParentGroup]:
     """Check everything that can be known to fail, and return what is to be done.
 
     Args:
         recipes: Any number of methods and models.
         options: How to run.
+        elsewhere: Whether other processes run it: this one needs no device, and keeps no calibration tokens.
 
     Raises:
         LowbitError: A model, a task, a data set or a recipe does not hold up, or the results directory cannot be
@@ -68,13 +69,15 @@ def plan_bench(recipes: Sequence[Recipe], options: BenchOptions) -> list[ParentG
             options.announce(f"loading tasks {', '.join(recipe.eval.tasks)}")
             prepared[evaluation] = prepare_tasks(recipe.eval, options.extra_tasks)
         tasks = prepared[evaluation]
-        _check_fit(recipe, tasks)
-        group = groups.setdefault(recipe.model.model_dump_json() + evaluation, ParentGroup(recipe, tasks))
+        asked = recipe.model.model_dump_json() + evaluation
+        if asked not in groups:
+            _check_fit(recipe, tasks)
+        group = groups.setdefault(asked, ParentGroup(recipe, tasks))
         if recipe.quantizer is not None:
-            ready = prepare(recipe, options.device)
+            ready = prepare(recipe, "cpu" if elsewhere else options.device)
             checkpoint = checkpoint_path(options.folder, recipe, ready)
             require_writable(checkpoint)
-            group.cells.append(MethodCell(recipe, ready, checkpoint))
+            group.cells.append(MethodCell(recipe, None if elsewhere else ready, checkpoint))
     return list(groups.values())
 
 

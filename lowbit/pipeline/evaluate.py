@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lowbit.documents import parse_yaml
 from lowbit.durable import make_directory
 from lowbit.evaluation.chance import chance_levels
 from lowbit.evaluation.corpora import model_positions
@@ -91,7 +90,7 @@ def _record(
     """Return what a result says of the model: of a checkpoint also how it was made, as its own files have it."""
     made: dict[str, Any] = {"method": "none", "parent": parent}
     if inspection is not None:
-        checkpoint_recipe = yaml.safe_load(inspection.recipe)
+        checkpoint_recipe = parse_yaml(inspection.recipe, "the checkpoint's recipe")
         made = {
             "method": inspection.method,
             "seed": checkpoint_recipe.get("seed"),

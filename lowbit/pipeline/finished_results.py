@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from lowbit.durable import make_directory, one_at_a_time
 from lowbit.pipeline.bench_cells import evaluation_key
-from lowbit.pipeline.bench_options import BenchOptions
+from lowbit.pipeline.bench_options import CHECKPOINTS, BenchOptions
 from lowbit.pipeline.bench_plan import ParentGroup
 from lowbit.recipe import Recipe
 from lowbit.results.store import StoredResult, read_results
@@ -79,3 +81,22 @@ def find_finished(
     key = evaluation_key(group.recipe, group.tasks, options.device)
     cells = [finished.quantized(cell.recipe, cell.checkpoint, key, options.speed, run) for cell in group.cells]
     return None if options.refresh_parent and run is None else finished.parent(key, run), cells
+
+
+@contextmanager
+def cell_turn(options: BenchOptions, role: str, recipe: Recipe) -> Iterator[None]:
+    """Keep other processes from a cell that must not be there twice; they wait, and look again when they are let in.
+
+    Args:
+        options: Without `skip_finished`, every process adds a result of its own, and nobody waits.
+        role: `parent` or `quantized`.
+        recipe: The cell's recipe.
+    """
+    if not options.skip_finished:
+        yield
+        return
+    lock = options.folder / CHECKPOINTS / f"cell-{role}-{recipe.sha256()[:16]}.lock"
+    make_directory(lock.parent)
+    with one_at_a_time(lock, f"at work on {recipe.method} with seed {recipe.seed} ({role})"):
+        yield
+        lock.unlink(missing_ok=True)  # Whoever comes later finds the result.

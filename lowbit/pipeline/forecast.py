@@ -1,30 +1,40 @@
-"""Forecasts what a quantization will need, from file headers and shapes; no weight is read."""
+"""Forecasts what a quantization will need: disk from headers and shapes, memory and time by timing samples.
+
+No weight is read: what is timed is made of random numbers in the model's shapes.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from lowbit.contracts import LayerStatistics, StatisticsNeed, WeightQuantizer
 from lowbit.modeling.layouts import layout_of, packer_for
 from lowbit.models.streamed import StreamedModel
+from lowbit.pipeline.block_cost import BlockCost, BlockTrial, block_kinds, statistics_bytes
 from lowbit.pipeline.composition_check import require_composition
-from lowbit.pipeline.prepare import calibration_request, model_folder
+from lowbit.pipeline.disk_rate import measure_disk
+from lowbit.pipeline.make_checkpoint import diagnose
+from lowbit.pipeline.measuring import Clock, Stopwatch
+from lowbit.pipeline.prepare import model_folder
+from lowbit.pipeline.quantization_time import FLOAT_BYTES, Work, quantization_seconds
+from lowbit.pipeline.quantizer_cost import QuantizerCost, QuantizerTrial, measure_quantizers
+from lowbit.pipeline.resources import require_device
 from lowbit.pipeline.targets import plan_for
-from lowbit.pipeline.training_forecast import forecast_training
+from lowbit.pipeline.training_forecast import forecast_training, seen_by_blocks
+from lowbit.pipeline.training_time import training_seconds
+from lowbit.pipeline.trial_model import TrialModel
 from lowbit.quantization.plan import Coverage, QuantizationPlan
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
 
-FLOAT_BYTES = 4
 SAMPLE_ROWS, SAMPLE_COLUMNS = 16, 512
-# Beside the matrix at work: its dequantized form, the repeated scales and products that it is made of, and the error.
-MATRIX_COPIES = 6
-# A quantizer that takes a Hessian usually copies and factors it.
-HESSIAN_COPIES = 2
-ACTIVATION_COPIES = 4
+QUANTIZER_BUDGET, BLOCK_BUDGET, TRAINING_BUDGET = 20.0, 8.0, 15.0
+"""Seconds that timing may take, as far as the smallest samples allow."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,9 @@ class Forecast:
         working_disk_bytes: Journal and activations at their largest, while the run lasts.
         checkpoint_bytes: The finished safetensors files.
         training_operations: Floating-point operations of training and of generating tokens for it.
+        seconds_by_part: What time is spent on: `statistics`, `quantizers`, `forward`, `files`, and parts of training.
+        least_seconds: Time, if a training that may stop early stops as early as it can.
+        dry_run_seconds: What this forecast took.
     """
 
     coverage: Coverage
@@ -46,30 +59,55 @@ class Forecast:
     working_disk_bytes: int
     checkpoint_bytes: int
     training_operations: float = 0.0
+    seconds_by_part: Mapping[str, float] = field(default_factory=dict)
+    least_seconds: float = 0.0
+    dry_run_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time that making the checkpoint takes, reading included, evaluation not."""
+        return sum(self.seconds_by_part.values())
 
 
-def forecast(recipe: Recipe, device: str = "cpu") -> Forecast:
-    """Forecast memory, disk and coverage of a recipe's quantization.
+def forecast(recipe: Recipe, device: str = "cpu", clock: Clock = time.perf_counter) -> Forecast:
+    """Forecast memory, disk, time and coverage of a recipe's quantization, on this machine, with torch's threads.
+
+    Args:
+        recipe: What will be done.
+        device: Where.
+        clock: What tells the time that samples take.
 
     Raises:
         LowbitError: The parts of the recipe do not go together, or the model or a rule does not hold up.
     """
+    started = time.monotonic()
     require_composition(recipe, registry())
-    source = StreamedModel(model_folder(recipe), recipe.model.trust_remote_code, device)
+    require_device(device)
+    source = TrialModel(model_folder(recipe), recipe.model.trust_remote_code, device)
     plan = plan_for(recipe, source.decoder, registry())
     rates = _rates(recipe, plan)
     packed = int(sum(rates[target.name].packed * target.weights for target in plan.targets() if target.name in rates))
-    untouched = _untouched_bytes(source, plan)
-    activations = _activation_bytes(recipe, source) if plan.needs_statistics else 0
-    coverage = plan.coverage()
+    checkpoint = packed + _untouched_bytes(source, plan)
+    work = _work(recipe, source, plan, checkpoint)
+    watch = Stopwatch(source.device, clock)
+    quantizers = _quantizer_costs(recipe, plan, work, watch)
+    blocks = _block_costs(source, plan, work, watch)
     training = forecast_training(recipe, source, plan)
+    disk = measure_disk(recipe.output_path or Path(), watch)
+    seconds = quantization_seconds(work, blocks, quantizers, disk, recipe.reconstruction is not None)
+    trained = training_seconds(recipe, source, plan, disk, watch, TRAINING_BUDGET)
+    every = seconds | trained.seconds_by_part
+    coverage = plan.coverage()
     return Forecast(
         coverage=coverage,
         quantized_bits=8 * packed / coverage.quantized_weights,
-        peak_memory_bytes=max(_peak_memory(source, plan, recipe, rates), training.peak_memory_bytes),
-        working_disk_bytes=2 * (packed + untouched) + 2 * activations + training.working_disk_bytes,
-        checkpoint_bytes=packed + untouched,
+        peak_memory_bytes=max(_peak_memory(source, work, rates, blocks, quantizers), int(trained.peak_memory_bytes)),
+        working_disk_bytes=2 * checkpoint + 2 * work.activation_bytes + training.working_disk_bytes,
+        checkpoint_bytes=checkpoint,
         training_operations=training.operations,
+        seconds_by_part=every,
+        least_seconds=sum(every.values()) - trained.spared_seconds,
+        dry_run_seconds=time.monotonic() - started,
     )
 
 
@@ -114,35 +152,65 @@ def _untouched_bytes(source: StreamedModel, plan: QuantizationPlan) -> int:
     return source.stored_bytes(without=quantized)
 
 
-def _activation_bytes(recipe: Recipe, source: StreamedModel) -> int:
-    hidden: int = source.config.hidden_size
-    request = calibration_request(recipe, source)
-    return request.n_samples * request.seq_len * hidden * FLOAT_BYTES
+def _work(recipe: Recipe, source: StreamedModel, plan: QuantizationPlan, checkpoint_bytes: int) -> Work:
+    needed = plan.needs_statistics or recipe.reconstruction is not None
+    samples, length = seen_by_blocks(recipe, source) if needed else (0, 0)
+    stored = source.stored_bytes(without=set())
+    return Work(plan, samples, length, source.config.hidden_size, stored, checkpoint_bytes)
 
 
-def _peak_memory(source: StreamedModel, plan: QuantizationPlan, recipe: Recipe, rates: Mapping[str, _Rate]) -> int:
-    """Return the largest block with everything that is held beside it, plus one sample's activations."""
-    largest = 0
+def _quantizer_costs(
+    recipe: Recipe, plan: QuantizationPlan, work: Work, watch: Stopwatch
+) -> dict[tuple[int, int], QuantizerCost]:
+    """Time every quantizer at every width of its matrices."""
+    uses: dict[tuple[int, int], tuple[WeightQuantizer, set[int]]] = {}
+    for target in plan.targets():
+        quantizer = plan.quantizers.get(target.name)
+        if quantizer is not None:
+            uses.setdefault((id(quantizer), target.in_features), (quantizer, set()))[1].add(target.out_features)
+    return measure_quantizers(
+        {key: (quantizer, sorted(rows)) for key, (quantizer, rows) in uses.items()},
+        lambda quantizer: QuantizerTrial(quantizer, recipe.packer.name, diagnose, watch, work.samples > 0),
+        QUANTIZER_BUDGET,
+    )
+
+
+def _block_costs(source: TrialModel, plan: QuantizationPlan, work: Work, watch: Stopwatch) -> dict[int, BlockCost]:
+    """Time a block of every kind; blocks of a kind share what was found."""
+    costs: dict[int, BlockCost] = {}
+    if not work.samples:
+        return costs
+    kinds = block_kinds(plan)
+    for first, indices in kinds.items():
+        with source.block(first):
+            trial = BlockTrial(source, plan, first, work.length, watch, BLOCK_BUDGET / len(kinds))
+            costs.update(dict.fromkeys(indices, trial.measure()))
+    return costs
+
+
+def _peak_memory(
+    source: StreamedModel,
+    work: Work,
+    rates: Mapping[str, _Rate],
+    blocks: Mapping[int, BlockCost],
+    quantizers: Mapping[tuple[int, int], QuantizerCost],
+) -> int:
+    """Return the most of what is held while a block is worked on, or the embeddings, where those are more."""
+    largest, plan = 0.0, work.plan
     for index, block in enumerate(source.decoder.blocks):
         targets = [target for target in plan.blocks[index] if target.name in rates]
         weights = sum(parameter.numel() for parameter in block.parameters()) * FLOAT_BYTES
         unpacked = sum(rates[target.name].unpacked * target.weights for target in targets)
-        matrix = max((target.weights for target in targets), default=0) * FLOAT_BYTES
-        statistics, widest = _statistics_bytes(plan, index)
-        held = weights + unpacked + MATRIX_COPIES * matrix + statistics + HESSIAN_COPIES * widest
-        largest = max(largest, int(held))
-    if not plan.needs_statistics:
-        return largest
+        working = max(
+            (quantizers[id(plan.quantizers[t.name]), t.in_features].peak_bytes.at(t.out_features) for t in targets),
+            default=0.0,
+        )
+        held = weights + unpacked
+        if index in blocks:
+            held += statistics_bytes(plan, blocks[index].leaders)
+            working = max(working, blocks[index].peak_bytes)
+        largest = max(largest, held + working)
+    if not work.samples:
+        return int(largest)
     embeddings: int = source.config.vocab_size * source.config.hidden_size * FLOAT_BYTES
-    width = max((max(t.in_features, t.out_features) for t in plan.targets()), default=0)
-    return (
-        max(largest, embeddings) + ACTIVATION_COPIES * calibration_request(recipe, source).seq_len * width * FLOAT_BYTES
-    )
-
-
-def _statistics_bytes(plan: QuantizationPlan, block: int) -> tuple[int, int]:
-    """Return the bytes of one block's running sums and of the largest; shared ones are counted once a layer."""
-    powers = {StatisticsNeed.NONE: None, StatisticsNeed.SECOND_MOMENT: 1, StatisticsNeed.HESSIAN: 2}
-    needs = [(target, powers[need]) for target, need in plan.needs(block)]
-    sizes = [target.in_features**power * FLOAT_BYTES for target, power in needs if power is not None]
-    return sum(sizes), max(sizes, default=0)
+    return int(max(largest, embeddings))

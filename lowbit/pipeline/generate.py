@@ -8,6 +8,7 @@ from pathlib import Path
 from lowbit.calibration import TOKEN_FILE_SUFFIX, CalibrationTokens
 from lowbit.contracts.training import GenerationSettings
 from lowbit.distillation.generated_tokens import GenerationRequest, generated_tokens, write_generated
+from lowbit.durable import make_directory, one_at_a_time, remove_leftovers
 from lowbit.embedded import model_path
 from lowbit.errors import LowbitError
 from lowbit.evaluation.corpora import DEFAULT_CONTEXT_LENGTH, model_positions
@@ -89,7 +90,7 @@ def generate_file(
         trust_remote_code: Whether to run code that comes with the model.
 
     Raises:
-        LowbitError: The model, the device, the length or the file does not hold up.
+        LowbitError: The model, the device, the length or the file does not hold up, or another process writes it.
     """
     if output.suffix != TOKEN_FILE_SUFFIX:
         raise LowbitError(f"a token file's name ends in {TOKEN_FILE_SUFFIX}; got {output}")
@@ -98,13 +99,21 @@ def generate_file(
     positions = check_length(folder, settings.seq_len or 0, trust_remote_code)
     length = settings.seq_len or min(DEFAULT_CONTEXT_LENGTH, positions)
     request = GenerationRequest(_key(folder, dtype, device), settings, length, seed)
-    return write_generated(
-        output,
-        request,
-        lambda: load(folder, "dense", dtype, device, trust_remote_code),
-        load_tokenizer(folder, trust_remote_code),
-        announce,
-    )
+    make_directory(output.parent)
+    lock = output.with_name(output.name + ".lock")
+    with one_at_a_time(lock, f"writing {output}", wait=False):
+        for written in (output, output.with_suffix(".json")):
+            remove_leftovers(written)
+        try:
+            return write_generated(
+                output,
+                request,
+                lambda: load(folder, "dense", dtype, device, trust_remote_code),
+                load_tokenizer(folder, trust_remote_code),
+                announce,
+            )
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def check_length(folder: Path, length: int, trust_remote_code: bool = False) -> int:

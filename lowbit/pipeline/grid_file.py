@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def read_grid(
         LowbitError: The file is no grid, a recipe in it does not hold up, or a cell is there twice.
     """
     grid: GridFile = validate(GridFile, read_recipe_file(path), f"grid {path}")
+    _require_own_places(grid, path)
     cells = max(len(grid.models), 1) * len(grid.methods) * len(grid.seeds)
     if cells > MOST_CELLS:
         raise LowbitError(f"grid {path} has {cells} cells; at most {MOST_CELLS} are run at once: divide it")
@@ -72,6 +74,9 @@ def read_grid(
                 "a cell that shall run again needs another seed"
             )
         recipes[recipe.sha256()] = recipe
+    for rule in grid.exclude:
+        if not _matches_any(rule, grid, path):
+            raise LowbitError(f"grid {path}: exclude {rule.model_dump(exclude_none=True)} leaves out no cell; mend it")
     if not recipes:
         raise LowbitError(f"grid {path} excludes all of its {cells} cells")
     return list(recipes.values())
@@ -87,8 +92,31 @@ def _recipes(
                 if any(_is_excluded(rule, model, name, seed) for rule in grid.exclude):
                     continue
                 place = {"seed": seed} if model is None else {"seed": seed, "model": {"path": model}}
-                cell = lay_over(lay_over(lay_over(lay_over(defaults, grid.recipe), keys), flags), place)
-                yield resolve_recipe(registry(), name, cell, overrides=overrides)
+                file = lay_over(lay_over(defaults, grid.recipe), keys)
+                yield resolve_recipe(registry(), name, file, lay_over(flags, place), overrides)
+
+
+def _require_own_places(grid: GridFile, path: Path) -> None:
+    """Refuse keys that the grid's own lists would silently win over, and a model that is there in two spellings."""
+    for key, place in (("seed", "seeds"), ("method", "methods")):
+        if key in grid.recipe:
+            raise LowbitError(f"grid {path}: `recipe` sets {key!r}; name it under `{place}`")
+    model = grid.recipe.get("model")
+    if grid.models and isinstance(model, Mapping) and "path" in model:
+        raise LowbitError(f"grid {path}: `recipe` sets model.path beside `models`; name it there")
+    spelled = {os.path.normpath(model): model for model in grid.models}
+    if len(spelled) < len(grid.models):
+        raise LowbitError(f"grid {path}: `models` has one model twice; it has {', '.join(grid.models)}")
+
+
+def _matches_any(rule: Excluded, grid: GridFile, path: Path) -> bool:
+    names = [_entry(method, path)[0] for method in grid.methods]
+    return any(
+        _is_excluded(rule, model, name, seed)
+        for model in grid.models or (None,)
+        for name in names
+        for seed in grid.seeds
+    )
 
 
 def _entry(method: str | Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lowbit.calibration
+import lowbit.distillation
 import lowbit.quantization
 from lowbit.calibration import CalibrationTokens
 from lowbit.contracts import FidelityConfig
@@ -28,17 +29,20 @@ def plugin_versions(sources: Iterable[PluginSource]) -> dict[str, str]:
 
 
 def plugins_of(recipe: Recipe, registry: Registry) -> list[PluginSource]:
-    """Return the plugins whose quantizers and packer a recipe uses; others cannot change its checkpoint."""
+    """Return the plugins whose quantizers, packer and losses a recipe uses; others cannot change its checkpoint."""
     settings = [rule.quantizer for rule in recipe.rules if rule.quantizer]
     names = {recipe.quantizer.name if recipe.quantizer else None, *(override.get("name") for override in settings)}
     used = [registry.source("weight quantizer", name) for name in sorted(filter(None, names))]
+    losses = () if recipe.distillation is None else recipe.distillation.loss
+    used += [registry.source("distillation loss", loss.name) for loss in losses]
     packer = recipe.packer.name
     return used + ([registry.source("packer", packer)] if packer in registry.table("packer") else [])
 
 
-def core_contents() -> dict[str, str]:
-    """Return the content hashes of the core's rooms that decide the numbers of a checkpoint."""
-    return {module.__name__: content_of(module) for module in (lowbit.calibration, lowbit.quantization)}
+def core_contents(recipe: Recipe) -> dict[str, str]:
+    """Return the content hashes of the core's rooms that decide the numbers of a recipe's checkpoint."""
+    trained = (lowbit.distillation,) if recipe.trains else ()
+    return {module.__name__: content_of(module) for module in (lowbit.calibration, lowbit.quantization, *trained)}
 
 
 def resolved_options(recipe: Recipe, registry: Registry) -> dict[str, Any] | None:
@@ -80,6 +84,6 @@ def run_signature(
         "calibration": calibration,
         "options": resolved_options(recipe, registry),
         "versions": package_versions(),
-        "core": core_contents(),
+        "core": core_contents(recipe),
         "plugins": plugin_versions(plugins_of(recipe, registry)),
     }

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lowbit.errors import CheckpointError
+from pydantic import BaseModel, ConfigDict, Field
+
+from lowbit.documents import MOST_YAML_BYTES, parse_yaml, read_json, read_text
+from lowbit.errors import CheckpointError, LowbitError
 from lowbit.modeling.bits_report import BitsReport, count_bits
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE, RECIPE_FILE
 from lowbit.modeling.module_entry import read_entry, require_stored
 from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, require_readable_version
 from lowbit.models.checkpoint import ParentCheckpoint
+from lowbit.models.configuration import read_config_json
+from lowbit.models.small_files import require_inside
 from lowbit.models.streamed import build_skeleton, read_config
 from lowbit.models.structure import find_decoder
 from lowbit.pipeline.load import is_quantized
+from lowbit.untrusted import printable
+
+Name = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,55 @@ class Inspection:
     recipe: str
 
 
+class _Coverage(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    share: float = Field(ge=0, le=1)
+    quantized_targets: int = Field(ge=0)
+    skipped: dict[Name, Any] | list[Name]
+    other_matrices: dict[Name, Any] | list[Name]
+
+
+class _Section(BaseModel):
+    """What an inspection reads of `quantization_config`; keys that it does not know may be there."""
+
+    model_config = ConfigDict(strict=True)
+
+    method: Name
+    lowbit_version: Name
+    modules: dict[Name, Any] = Field(min_length=1)
+    coverage: _Coverage
+    calibration: dict[Name, Name | int | float | bool | None] | None
+
+
+class _Layer(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: Name
+    relative_error: float
+    nominal_bits: float
+    diagnostics: dict[Name, float]
+
+
+class _ParentHash(BaseModel):
+    sha256: Name
+
+
+class _SignedRecipe(BaseModel):
+    model: _ParentHash
+
+
+class _Signature(BaseModel):
+    recipe: _SignedRecipe
+
+
+class _Provenance(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    signature: _Signature
+    layers: list[_Layer]
+
+
 def inspect_checkpoint(folder: Path) -> Inspection:
     """Describe a checkpoint.
 
@@ -55,10 +111,14 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         raise CheckpointError(f"{folder} does not exist")
     if not (folder / "config.json").is_file() or not is_quantized(folder):
         raise CheckpointError(f"{folder} is no lowbit checkpoint: its config.json has no quantization_config of lowbit")
-    section = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    section = read_config_json(folder)["quantization_config"]
+    for name in (PROVENANCE_FILE, RECIPE_FILE):
+        require_inside(folder / name, folder)
     try:
-        provenance = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
-        recipe = (folder / RECIPE_FILE).read_text(encoding="utf-8")
+        provenance = read_json(folder / PROVENANCE_FILE, "provenance", 2**28)
+        recipe = _read_recipe(folder / RECIPE_FILE)
+        _Section.model_validate(section)
+        _Provenance.model_validate(provenance)
         modules, written = section["modules"], BitsReport.model_validate(section["bits_report"])
         require_readable_version(section.get("checkpoint_version", CHECKPOINT_VERSION))
         entries = [read_entry(name, value) for name, value in modules.items()]
@@ -76,8 +136,19 @@ def inspect_checkpoint(folder: Path) -> Inspection:
             layers=provenance["layers"],
             recipe=recipe,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is damaged: {type(error).__name__} {error}") from error
+    except CheckpointError:
+        raise
+    except (LowbitError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        told = printable(" ".join(str(error).split()))[:500]
+        raise CheckpointError(f"{folder} is damaged: {type(error).__name__} {told}") from error
+
+
+def _read_recipe(file: Path) -> str:
+    """Return a checkpoint's recipe as it is written, once it is sure to be one."""
+    text = read_text(file, "recipe", MOST_YAML_BYTES)
+    if not isinstance(parse_yaml(text, f"recipe {file}"), dict):
+        raise CheckpointError(f"recipe {file} must be a mapping of keys such as method and quantizer")
+    return text
 
 
 def read_config_without_quantization(folder: Path) -> Any:

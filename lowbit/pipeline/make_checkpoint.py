@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowbit.calibration import CalibrationTokens
 from lowbit.contracts import QuantizedWeight, RunEvents
-from lowbit.distillation.processes import is_main_process, make_accelerator, several_processes
+from lowbit.distillation.processes import is_main_process, make_accelerator, ranks_of, several_processes
 from lowbit.distillation.training_store import TrainingStore
 from lowbit.modeling.checkpoint_writer import Provenance, write_checkpoint
 from lowbit.modeling.journal import Journal
@@ -19,6 +19,7 @@ from lowbit.pipeline.resources import PeakMemory
 from lowbit.pipeline.training import TRAINING, block_trainer, distill, training_record, training_tokens
 from lowbit.quantization.engine import Engine
 from lowbit.quantization.plan import require_covered
+from lowbit.quantization.ranks import agreed
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
 
@@ -35,7 +36,7 @@ def make_checkpoint(
 ) -> dict[str, float]:
     """Quantize and train what the journal lacks, write the checkpoint, and return seconds and memory.
 
-    Of several processes the main one quantizes and writes; all of them distill.
+    Of several processes all quantize and distill; the main one reconstructs blocks and writes.
 
     Args:
         recipe: What to do.
@@ -49,34 +50,37 @@ def make_checkpoint(
     """
     started = time.monotonic()
     processes = make_accelerator(device) if recipe.distillation is not None or several_processes() else None
+    ranks = ranks_of(processes)
+    if processes is not None and ranks.size > 1:
+        ready.source.device = processes.device  # Each process works on its own.
+    earlier = 0.0
     with PeakMemory() as memory:
-        tokens = _tokens(recipe, ready, output, device, events) if is_main_process() else None
-        seen = None if tokens is None else _seen_by_blocks(recipe, tokens)
-        journal = Journal(journal_path(output), recipe.packer.name, 0 if seen is None else len(seen))
-        earlier = 0.0
         try:
-            if is_main_process():
-                journal.open(ready.signature)
-                earlier = sum(report["seconds"] for report in journal.reports())
-                earlier += TrainingStore(journal.path / TRAINING).seconds()
-                trainer = block_trainer(recipe, events, device)
-                engine = Engine(ready.source, ready.plan, journal, events, diagnose, recipe.seed, trainer)
-                engine.run(seen)
-            if processes is not None:
-                processes.wait_for_everyone()
+            with agreed(ranks):
+                tokens = _tokens(recipe, ready, output, device, events) if is_main_process() else None
+            with agreed(ranks):
+                # What the main process let the parent write lies there for all.
+                tokens = tokens or _tokens(recipe, ready, output, device, events)
+                seen = None if tokens is None else _seen_by_blocks(recipe, tokens)
+                journal = Journal(journal_path(output), recipe.packer.name, 0 if seen is None else len(seen))
+                if is_main_process():
+                    journal.open(ready.signature)
+                    earlier = sum(report["seconds"] for report in journal.reports())
+                    earlier += TrainingStore(journal.path / TRAINING).seconds()
+            trainer = block_trainer(recipe, events, device, journal.path)
+            formats = registry().format
+            Engine(ready.source, ready.plan, journal, events, diagnose, recipe.seed, trainer, ranks, formats).run(seen)
             finished = journal
             if recipe.distillation is not None and processes is not None:
-                tokens = tokens or _tokens(recipe, ready, output, device, events)
                 assert tokens is not None
                 finished = distill(
                     recipe, ready.folder, ready.plan, journal, tokens.tokens, processes, events, diagnose
                 )
         finally:
             events.run_ended()
-        if is_main_process():
-            _write(recipe, ready, output, journal, finished, tokens)
-        if processes is not None:
-            processes.wait_for_everyone()
+        with agreed(ranks):
+            if is_main_process():
+                _write(recipe, ready, output, journal, finished, tokens)
     return {
         "seconds": earlier + time.monotonic() - started,
         "peak_memory_bytes": memory.peak_bytes,

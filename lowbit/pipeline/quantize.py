@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lowbit.contracts import QuantizedBlock, QuantizedLayer, RunEvents, TrainingStep
-from lowbit.distillation.processes import from_main_process, is_main_process, make_accelerator, several_processes
-from lowbit.durable import make_directory, one_at_a_time, write_json
+from lowbit.distillation.processes import (
+    from_main_process,
+    is_main_process,
+    make_accelerator,
+    ranks_of,
+    several_processes,
+)
+from lowbit.documents import read_json
+from lowbit.durable import make_directory, one_at_a_time, remove_leftovers, write_json
 from lowbit.errors import LowbitError
+from lowbit.memory_errors import memory_errors_told
 from lowbit.modeling.bits_report import BitsReport
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE
 from lowbit.modeling.journal import Journal, check_signature
+from lowbit.models.configuration import MOST_CONFIG_BYTES, read_config_json
 from lowbit.pipeline.make_checkpoint import journal_path, make_checkpoint
 from lowbit.pipeline.prepare import Preparation, prepare
+from lowbit.quantization.ranks import agreed
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
 
@@ -48,12 +57,18 @@ class QuantizationOutcome:
 
 
 def quantize_to(
-    recipe: Recipe, output: Path, events: RunEvents, device: str = "cpu", ready: Preparation | None = None
+    recipe: Recipe,
+    output: Path,
+    events: RunEvents,
+    device: str = "cpu",
+    ready: Preparation | None = None,
+    wait: bool = True,
 ) -> QuantizationOutcome:
     """Quantize a model into a checkpoint folder, continuing an interrupted run of the same command.
 
     Of several processes of one run all must call this; only the main one writes and is heard by observers. Several
-    runs that make the same checkpoint take turns: the first one makes it, and the others wait and find it.
+    runs that make the same checkpoint take turns: the first one makes it, and the others wait and find it, or are
+    refused.
 
     Args:
         recipe: What to do.
@@ -61,6 +76,7 @@ def quantize_to(
         events: Observers.
         device: Where blocks are worked on.
         ready: What `prepare` returned for this recipe, if it was called before.
+        wait: Whether to wait for another run that is making this checkpoint.
 
     Raises:
         LowbitError: Something a user can mend; finished blocks stay in the journal.
@@ -68,8 +84,8 @@ def quantize_to(
     with failure_reported(recipe):
         require_writable(output)
         events = events if is_main_process() else NoEvents()
-        ready = ready or prepare(recipe, device)
-        with _alone(recipe, output):
+        with _alone(recipe, output, wait, device):
+            ready = ready or prepare(recipe, device)
             if not _is_finished_for_all(output, ready.signature, device):
                 cost = make_checkpoint(recipe, ready, output, events, device)
                 if is_main_process():
@@ -94,18 +110,22 @@ def _tell_finished(recipe: Recipe, outcome: QuantizationOutcome) -> None:
 
 
 @contextmanager
-def _alone(recipe: Recipe, output: Path) -> Iterator[None]:
+def _alone(recipe: Recipe, output: Path, wait: bool, device: str) -> Iterator[None]:
     """Keep other runs out of a checkpoint and its journal; the main process does so for all of this run's."""
-    if not is_main_process():
+    with ExitStack() as stack:
+        ranks = ranks_of(make_accelerator(device) if several_processes() else None)
+        with agreed(ranks):
+            if is_main_process():
+                stack.enter_context(one_at_a_time(lock_path(output), f"making {output} by {recipe.method}", wait))
+                remove_leftovers(cost_path(output))
+                stack.callback(_remove_if_useless, lock_path(output), output)
         yield
-        return
-    lock = lock_path(output)
-    with one_at_a_time(lock, f"making {output.name} by {recipe.method}"):
-        try:
-            yield
-        finally:
-            if (output / PROVENANCE_FILE).is_file():  # Nobody works in it any more.
-                lock.unlink(missing_ok=True)
+
+
+def _remove_if_useless(lock: Path, output: Path) -> None:
+    """Remove the lock of a finished checkpoint, in which nobody works any more, or of one that was not begun."""
+    if (output / PROVENANCE_FILE).is_file() or not journal_path(output).exists():
+        lock.unlink(missing_ok=True)
 
 
 def _is_finished_for_all(output: Path, signature: dict[str, Any], device: str) -> bool:
@@ -127,9 +147,14 @@ def _is_finished_for_all(output: Path, signature: dict[str, Any], device: str) -
 
 @contextmanager
 def failure_reported(recipe: Recipe) -> Iterator[None]:
-    """Tell plugins when what happens inside ends with an error or an interrupt."""
+    """Tell plugins when what happens inside ends with an error or an interrupt.
+
+    Raises:
+        LowbitError: Memory did not suffice, whichever error said so.
+    """
     try:
-        yield
+        with memory_errors_told():
+            yield
     except BaseException as error:
         if is_main_process():
             registry().notify("lowbit_run_failed", recipe=recipe.to_dict(), error=error)
@@ -166,25 +191,39 @@ def is_finished(output: Path, signature: dict[str, Any]) -> bool:
     provenance = output / PROVENANCE_FILE
     if not provenance.is_file():
         return False
-    check_signature(json.loads(provenance.read_text(encoding="utf-8"))["signature"], signature, output)
+    check_signature(
+        _section(read_json(provenance, "provenance", MOST_CONFIG_BYTES), "signature", provenance), signature, output
+    )
     return True
 
 
 def read_outcome(checkpoint: Path) -> QuantizationOutcome:
     """Read back what a finished checkpoint says of itself."""
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-    provenance = json.loads((checkpoint / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    config = _section(read_config_json(checkpoint), "quantization_config", checkpoint / "config.json")
+    file = checkpoint / PROVENANCE_FILE
+    provenance = read_json(file, "provenance", MOST_CONFIG_BYTES)
     cost = cost_path(checkpoint)
-    return QuantizationOutcome(
-        checkpoint=checkpoint,
-        bits=BitsReport.model_validate(config["bits_report"]),
-        coverage=config["coverage"],
-        calibration=config["calibration"],
-        layers=provenance["layers"],
-        signature=provenance["signature"],
-        training=provenance.get("training"),
-        cost=json.loads(cost.read_text(encoding="utf-8")) if cost.is_file() else {},
-    )
+    try:
+        return QuantizationOutcome(
+            checkpoint=checkpoint,
+            bits=BitsReport.model_validate(config["bits_report"]),
+            coverage=config["coverage"],
+            calibration=config["calibration"],
+            layers=provenance["layers"],
+            signature=_section(provenance, "signature", file),
+            training=provenance.get("training"),
+            cost=read_json(cost, "cost") if cost.is_file() else {},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise LowbitError(f"{checkpoint} is damaged: {error}; delete it, and run its command again") from error
+
+
+def _section(content: Any, key: str, file: Path) -> dict[str, Any]:
+    """Return a mapping out of a file of JSON."""
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise LowbitError(f"{file} has no section {key!r}: it is damaged; delete its folder, and run the command again")
+    return found
 
 
 class HookEvents:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +10,22 @@ from typing import Any
 from torch import Tensor
 
 from lowbit.contracts import PackedWeight
-from lowbit.durable import make_directory, temporary_name, write_json, write_tensors
+from lowbit.documents import read_json
+from lowbit.durable import flush_folder, make_directory, one_at_a_time, write_json, write_tensors, write_whole
 from lowbit.errors import LowbitError
 from lowbit.modeling.bits_report import BitsReport, count_bits
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE
 from lowbit.modeling.layouts import get_packer, layout_of, packer_for, unpack
 from lowbit.modeling.module_entry import LoadedEntry, entry_for, packed_module, read_entry, require_stored
 from lowbit.models.checkpoint import INDEX_FILE, ParentCheckpoint, read_header
+from lowbit.models.configuration import read_config_json
+from lowbit.models.small_files import require_inside
 from lowbit.models.streamed import build_skeleton
 from lowbit.models.structure import find_decoder
 from lowbit.pipeline.inspection import inspect_checkpoint, read_config_without_quantization
 
 REPACKED = "repacked"
+STAGING_SUFFIX = ".repacking"
 
 
 def repack(checkpoint: Path, output: Path, packer: str) -> BitsReport:
@@ -39,7 +42,8 @@ def repack(checkpoint: Path, output: Path, packer: str) -> BitsReport:
         The bits of the new files.
 
     Raises:
-        LowbitError: The checkpoint is damaged, the packer is unknown, or the place is taken or cannot be written.
+        LowbitError: The checkpoint is damaged, the packer is unknown, another process writes the same output, or the
+            place is taken or cannot be written.
     """
     inspect_checkpoint(checkpoint)
     get_packer(packer)
@@ -47,18 +51,33 @@ def repack(checkpoint: Path, output: Path, packer: str) -> BitsReport:
         raise LowbitError(f"{output} lies inside the checkpoint; name a folder elsewhere")
     if output.exists():
         raise LowbitError(f"{output} exists; name a folder that does not")
+    make_directory(output.parent)
+    lock = output.with_name(output.name + ".lock")
+    with one_at_a_time(lock, f"writing {output}", wait=False):
+        try:
+            return _repack_alone(checkpoint, output, packer)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _repack_alone(checkpoint: Path, output: Path, packer: str) -> BitsReport:
+    """Write every file into a folder beside the output, and rename it."""
+    if output.exists():
+        raise LowbitError(f"{output} exists; name a folder that does not")
     source = ParentCheckpoint(checkpoint)
-    section = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    section = read_config_json(checkpoint)["quantization_config"]
     entries = {name: read_entry(name, value) for name, value in section["modules"].items()}
     require_stored(entries.values(), source.files)
-    staging = temporary_name(output)
+    staging = output.with_name(output.name + STAGING_SUFFIX)
+    shutil.rmtree(staging, ignore_errors=True)  # What a killed run left.
     make_directory(staging)
     try:
         modules = _write_weights(source, entries, staging, packer)
         bits = _finish(checkpoint, staging, section, modules, packer)
         staging.rename(output)
+        flush_folder(output.parent)
     except OSError as error:
-        raise LowbitError(f"{output} cannot be written: {error}") from error
+        raise LowbitError(f"{output} cannot be written: {error}; nothing half-written was left") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return bits
@@ -106,18 +125,19 @@ def _finish(
     checkpoint: Path, staging: Path, section: Mapping[str, Any], modules: Mapping[str, Any], packer: str
 ) -> BitsReport:
     """Write configuration and provenance, and copy the rest."""
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    config = read_config_json(checkpoint)
     blocks = find_decoder(build_skeleton(read_config_without_quantization(checkpoint))).name
     files = sorted(staging.glob("*.safetensors"))
     bits = count_bits(files, modules, section["bits_report"]["nominal_bits"], blocks)
     changed = {"modules": dict(modules), "packer": {"name": packer}, "bits_report": bits.model_dump()}
     config["quantization_config"] = {**section, **changed}
     write_json(staging / "config.json", config)
-    provenance = json.loads((checkpoint / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    provenance = read_json(checkpoint / PROVENANCE_FILE, "provenance", 2**28)
     write_json(staging / PROVENANCE_FILE, {**provenance, REPACKED: {"from": section["packer"], "to": {"name": packer}}})
     for file in sorted(checkpoint.rglob("*")):
         target = staging / file.relative_to(checkpoint)
         if file.is_file() and not target.exists() and file.suffix != ".safetensors":
+            require_inside(file, checkpoint)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            write_whole(target, lambda temporary, source=file: shutil.copyfile(source, temporary))  # type: ignore[misc]
     return bits

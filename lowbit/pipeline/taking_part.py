@@ -1,4 +1,4 @@
-"""How several processes share a bench: the main one decides, evaluates and writes, the others only train with it."""
+"""How several processes share a bench: all quantize and train; the main one decides, evaluates and writes."""
 
 from __future__ import annotations
 

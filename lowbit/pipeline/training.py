@@ -41,6 +41,7 @@ from lowbit.results.layer_summary import summarize_layers
 
 DISTILLED = "distilled"
 TRAINING = "training"
+RECONSTRUCTION = "reconstruction"
 RECORD_FILE = "distillation.json"
 
 
@@ -115,10 +116,20 @@ def require_trainable_plan(recipe: Recipe, plan: QuantizationPlan) -> None:
             require_trainable(quantizer)
 
 
-def block_trainer(recipe: Recipe, events: RunEvents, device: str) -> BlockReconstruction | None:
-    """Return what reconstructs blocks, if the recipe says so."""
+def block_trainer(recipe: Recipe, events: RunEvents, device: str, journal: Path) -> BlockReconstruction | None:
+    """Return what reconstructs blocks, if the recipe says so.
+
+    Args:
+        recipe: Its `reconstruction` says how.
+        events: Observers.
+        device: Where to work.
+        journal: The journal's folder, in which the training of an unfinished block is kept.
+    """
     settings: ReconstructionSettings | None = recipe.reconstruction
-    return None if settings is None else BlockReconstruction(settings, recipe.seed, events.training_step, device)
+    if settings is None:
+        return None
+    store = TrainingStore(journal / RECONSTRUCTION)
+    return BlockReconstruction(settings, recipe.seed, events.training_step, device, store)
 
 
 def distill(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -17,21 +15,29 @@ from lowbit.calibration import BlockObserver
 from lowbit.contracts import (
     BlockStore,
     LayerReport,
-    LayerStatistics,
     QuantizedBlock,
     QuantizedLayer,
     QuantizedWeight,
+    Ranks,
     RunEvents,
-    StatisticsNeed,
     Stream,
-    WeightQuantizer,
 )
-from lowbit.errors import LowbitError, QuantizationWarning
+from lowbit.errors import LowbitError
 from lowbit.models import WeightTarget, read_weight, write_weight
 from lowbit.models.capture import BlockCall
 from lowbit.models.soundness import require_finite
 from lowbit.quantization.block_training import BlockTask, BlockTrainer, TrainableWeight, TrainedBlock
+from lowbit.quantization.exchange import Formats, share_weights
+from lowbit.quantization.one_target import (
+    Diagnose,
+    QuantizedTarget,
+    counted_tokens,
+    quantize_target,
+    report_target,
+)
 from lowbit.quantization.plan import QuantizationPlan
+from lowbit.quantization.ranks import OneRank, agreed
+from lowbit.quantization.sharing import assign_targets, own_samples
 
 
 class BlockwiseModel(Protocol):
@@ -57,12 +63,30 @@ class BlockwiseModel(Protocol):
 
 
 @dataclass(frozen=True)
+class _Samples:
+    """The calibration samples, as they go through the blocks.
+
+    Args:
+        calls: How the model calls each block.
+        number: How many samples there are.
+        own: Those that run through the blocks in this process.
+    """
+
+    calls: Sequence[BlockCall]
+    number: int
+    own: range
+
+
+@dataclass(frozen=True)
 class Engine:
     """Quantizes a decoder block by block.
 
     Memory holds one block, the sums of its statistics and one sample's activations at a time; the activations between
     blocks lie in the store. With statistics, each block is run twice on the inputs that the quantized blocks before it
     produced: once as it was, to see what enters its layers, and once quantized, for the next block.
+
+    Several processes deal the samples out to each other, and the weights of a block; the first one trains and commits.
+    The result has the same bytes as that of one process with as many threads.
 
     Args:
         source: The model.
@@ -72,15 +96,19 @@ class Engine:
         diagnose: Returns plugins' numbers about one quantized weight.
         seed: Decides the quantizers' random draws, together with each target's name.
         trainer: Trains each block after it was quantized; `None` trains nothing.
+        ranks: The processes; each has an engine, and they see one and the same store.
+        formats: Finds the class of a format by its name; needed by several processes.
     """
 
     source: BlockwiseModel
     plan: QuantizationPlan
     store: BlockStore
     events: RunEvents
-    diagnose: Callable[[QuantizedWeight], Mapping[str, float]]
+    diagnose: Diagnose
     seed: int
     trainer: BlockTrainer | None = None
+    ranks: Ranks = field(default_factory=OneRank)
+    formats: Formats | None = None
 
     def run(self, tokens: Tensor | None) -> None:
         """Quantize every block that the store does not hold yet.
@@ -93,212 +121,201 @@ class Engine:
             LowbitError: A weight is not finite, or a quantizer breaks its contract.
         """
         blocks = len(self.plan.blocks)
-        finished = self.store.finished()
+        finished: int = self.ranks.gather(self.store.finished())[0]
         self.events.run_started(blocks, finished)
         if finished == blocks:
             return
         needed = self.plan.needs_statistics or self.trainer is not None
-        calls = self._prepare_calls(tokens, finished) if needed else None
+        samples = self._prepare_samples(tokens, finished) if needed else None
         for index in range(finished, blocks):
-            block = self._quantize_block(index, calls)
-            self.store.commit(block)
-            self.events.block_quantized(block, blocks)
+            block = self._quantize_block(index, samples)
+            with agreed(self.ranks):
+                if block is not None:
+                    self.store.commit(block)
+            if block is not None:
+                self.events.block_quantized(block, blocks)
 
-    def _prepare_calls(self, tokens: Tensor | None, finished: int) -> list[BlockCall]:
+    def _prepare_samples(self, tokens: Tensor | None, finished: int) -> _Samples:
+        """Record how the model calls its blocks, and store what enters the first one unless that is done."""
         if tokens is None:
             raise LowbitError("this method needs calibration data: give --calibration NAME or a file")
-        if self.store.has_activations(finished):
-            return self.source.calls(tokens, None)
-        if finished:
-            raise LowbitError(f"the journal lacks the inputs of block {finished}; delete it and start again")
-        with self.store.write_activations(0) as writer:
-            return self.source.calls(tokens, writer.append)
+        own = own_samples(len(tokens), self.ranks.rank, self.ranks.size)
+        stored: bool = self.ranks.gather(self.store.has_activations(finished))[0]
+        with agreed(self.ranks):
+            if stored:
+                calls = self.source.calls(tokens, None)
+            elif finished:
+                raise LowbitError(f"the journal lacks the inputs of block {finished}; delete it and start again")
+            else:
+                with self.store.write_activations(0, part=own) as writer:
+                    # Every process records its calls from the first sample, and stores what its own samples are.
+                    sent = torch.cat([tokens[:1], tokens[own.start : own.stop]])
+                    calls = self.source.calls(sent, _all_but_first(writer.append))
+        return _Samples(calls, len(tokens), own)
 
     @torch.no_grad()
-    def _quantize_block(self, index: int, calls: list[BlockCall] | None) -> QuantizedBlock:
+    def _quantize_block(self, index: int, samples: _Samples | None) -> QuantizedBlock | None:
+        """Return the finished block in the main process, `None` in others."""
         started = time.monotonic()
         targets = [t for t in self.plan.blocks[index] if t.name in self.plan.quantizers]
-        with self.source.block(index) as block:
-            observer = BlockObserver(self.source.model, self.plan.needs(index))
-            if calls is not None and not observer.idle:
-                for hidden in self.store.activations(index):
-                    with observer.watching():
-                        calls[index].run(block, hidden)
-            made = self._quantize_targets(index, targets, observer)
-            trained = self._train(index, block, calls, targets, made)
-            weights = {name: quantized for name, (quantized, _) in made.items()} | dict(trained.weights)
-            reports = [
-                self._report(target, made[target.name], weights[target.name], observer.statistics(target))
-                for target in targets
-            ]
-            if calls is not None:
-                for target in targets:
-                    write_weight(self.source.model, target, weights[target.name].dequantize())
-            untouched = self.source.untouched(index, [target.parameter_name for target in targets])
-            for name, tensor in untouched.items():
-                require_finite(tensor, name)
-            if calls is not None and index + 1 < len(self.plan.blocks):
-                self._advance(index, block, calls[index])
+        owners = assign_targets(targets, self.plan.quantizers, self.ranks.size)
+        observer = BlockObserver(self.source.model, self.plan.needs(index))
+        with ExitStack() as stack:
+            with agreed(self.ranks):
+                block = stack.enter_context(self.source.block(index))
+            self._observe(index, block, samples, observer, owners)
+            with agreed(self.ranks):
+                own = [target for target in targets if owners[target.name] == self.ranks.rank]
+                mine = self._quantize_targets(index, own, len(targets), observer)
+            made = self._share(index, owners, mine)
+            trained = self._train(index, block, samples, targets, made)
+            weights = {name: one.quantized for name, one in made.items()} | dict(trained.weights)
+            with agreed(self.ranks):
+                # Only the main process knows which weights training left as they were.
+                told = own if self.trainer is None else targets if self._leads else []
+                reports = {t.name: self._report(t, made[t.name], weights[t.name], observer) for t in told}
+            reports = {name: report for part in self.ranks.gather(reports) for name, report in part.items()}
+            with agreed(self.ranks):
+                untouched = self._finish(index, block, samples, targets, weights)
+        if not self._leads:
+            return None
         return QuantizedBlock(
             index,
             weights,
             frozenset(target.name for target in targets if target.expert is not None),
             untouched,
-            tuple(reports),
+            tuple(reports[target.name] for target in targets),
             time.monotonic() - started,
             trained.state,
             trained.record or None,
         )
 
+    @property
+    def _leads(self) -> bool:
+        """Whether this is the main process."""
+        return self.ranks.rank == 0
+
+    def _observe(
+        self,
+        index: int,
+        block: nn.Module,
+        samples: _Samples | None,
+        observer: BlockObserver,
+        readers: Mapping[str, int],
+    ) -> None:
+        """Run every sample through the unquantized block: the first one before all others, which learn from it."""
+        if samples is None or observer.idle:
+            return
+        own = samples.own
+        with agreed(self.ranks):
+            self._watch(index, block, samples, observer, range(own.start, min(own.stop, 1)))
+        observer.learn(self.ranks)
+        with agreed(self.ranks):
+            self._watch(index, block, samples, observer, range(max(own.start, 1), own.stop))
+        observer.combine(self.ranks, readers)
+
+    def _watch(self, index: int, block: nn.Module, samples: _Samples, observer: BlockObserver, part: range) -> None:
+        for hidden in self.store.activations(index, part=part):
+            with observer.watching():
+                samples.calls[index].run(block, hidden)
+
+    def _quantize_targets(
+        self, index: int, own: Sequence[WeightTarget], layers: int, observer: BlockObserver
+    ) -> dict[str, QuantizedTarget]:
+        """Quantize this process's weights one after the other, and tell of each."""
+        made: dict[str, QuantizedTarget] = {}
+        for target in own:
+            weight = read_weight(self.source.model, target).contiguous()
+            quantizer = self.plan.quantizers[target.name]
+            made[target.name] = quantize_target(target, weight, observer.statistics(target), quantizer, self.seed)
+            self._tell(index, target.name, made[target.name].seconds, len(made), layers)
+        return made
+
+    def _share(
+        self, index: int, owners: Mapping[str, int], mine: Mapping[str, QuantizedTarget]
+    ) -> dict[str, QuantizedTarget]:
+        """Bring every process's weights to all of them, and tell of those that others quantized."""
+        shared = share_weights(self.ranks, {name: one.quantized for name, one in mine.items()}, owners, self.formats)
+        about = self.ranks.gather({name: (one.notes, one.seconds) for name, one in mine.items()})
+        made = {name: QuantizedTarget(shared[name], *about[owner][name]) for name, owner in owners.items()}
+        for number, name in enumerate((name for name in owners if name not in mine), len(mine) + 1):
+            self._tell(index, name, made[name].seconds, number, len(owners))
+        return made
+
+    def _tell(self, index: int, name: str, seconds: float, number: int, layers: int) -> None:
+        if self._leads:
+            self.events.layer_quantized(QuantizedLayer(name, index, number, layers, seconds))
+
     def _train(
         self,
         index: int,
         block: nn.Module,
-        calls: list[BlockCall] | None,
+        samples: _Samples | None,
         targets: Sequence[WeightTarget],
-        made: Mapping[str, tuple[QuantizedWeight, tuple[str, ...]]],
+        made: Mapping[str, QuantizedTarget],
     ) -> TrainedBlock:
-        """Train the block's quantized weights, if there is a trainer, and store what the next block shall match."""
-        if self.trainer is None or calls is None:
+        """Train the block's quantized weights, if there is a trainer; the main process does so for all."""
+        if self.trainer is None or samples is None:
             return TrainedBlock({}, {}, {})
+        call = samples.calls[index]
         stream: Stream = "reference" if self.trainer.reference == "parent" and index > 0 else "quantized"
-        with self.store.write_activations(index + 1, "reference") as writer:
-            for hidden in self.store.activations(index, stream):
-                writer.append(calls[index].run(block, hidden))
-        samples = sum(1 for _ in self.store.activations(index))
-        weights = [TrainableWeight(t, self.plan.quantizers[t.name], made[t.name][0]) for t in targets]
-        return self.trainer.train(
-            BlockTask(
-                index,
-                self.source.model,
-                block,
-                weights,
-                run=lambda hidden: calls[index].run(block, hidden),
-                samples=samples,
-                inputs=lambda positions: self.store.batch(index, positions),
-                outputs=lambda positions: self.store.batch(index + 1, positions, "reference"),
-            )
-        )
-
-    def _advance(self, index: int, block: nn.Module, call: BlockCall) -> None:
-        """Store what the quantized block makes of its inputs."""
-        with self.store.write_activations(index + 1) as writer:
-            for hidden in self.store.activations(index):
+        with agreed(self.ranks), self.store.write_activations(index + 1, "reference", samples.own) as writer:
+            for hidden in self.store.activations(index, stream, samples.own):
                 writer.append(call.run(block, hidden))
-
-    def _quantize_targets(
-        self, index: int, targets: Sequence[WeightTarget], observer: BlockObserver
-    ) -> dict[str, tuple[QuantizedWeight, tuple[str, ...]]]:
-        """Quantize a block's weights one after the other, and tell of each."""
-        made = {}
-        for number, target in enumerate(targets, 1):
-            started = time.monotonic()
-            made[target.name] = self._quantize_target(target, observer)
-            seconds = time.monotonic() - started
-            self.events.layer_quantized(QuantizedLayer(target.name, index, number, len(targets), seconds))
-        return made
-
-    def _quantize_target(
-        self, target: WeightTarget, observer: BlockObserver
-    ) -> tuple[QuantizedWeight, tuple[str, ...]]:
-        """Return the quantized weight and what its quantizer warned of."""
-        weight = read_weight(self.source.model, target).contiguous()
-        require_finite(weight, target.name)
-        statistics = observer.statistics(target)
-        if statistics is not None:
-            _require_finite_inputs(statistics, target.name)
-        with _kept_warnings() as notes:
-            quantized = _checked(
-                self.plan.quantizers[target.name], weight, statistics, self._generator(target.name), target
-            )
-        return quantized, tuple(notes)
+        trained = TrainedBlock({}, {}, {})
+        with agreed(self.ranks):
+            if self._leads:
+                weights = [TrainableWeight(t, self.plan.quantizers[t.name], made[t.name].quantized) for t in targets]
+                trained = self.trainer.train(
+                    BlockTask(
+                        index,
+                        self.source.model,
+                        block,
+                        weights,
+                        run=lambda hidden: call.run(block, hidden),
+                        samples=samples.number,
+                        inputs=lambda positions: self.store.batch(index, positions),
+                        outputs=lambda positions: self.store.batch(index + 1, positions, "reference"),
+                    )
+                )
+        from_main = dict.fromkeys(self.ranks.gather(list(trained.weights))[0], 0)
+        return replace(trained, weights=share_weights(self.ranks, trained.weights, from_main, self.formats))
 
     def _report(
-        self,
-        target: WeightTarget,
-        made: tuple[QuantizedWeight, tuple[str, ...]],
-        final: QuantizedWeight,
-        statistics: LayerStatistics | None,
+        self, target: WeightTarget, made: QuantizedTarget, final: QuantizedWeight, observer: BlockObserver
     ) -> LayerReport:
-        """Describe a weight as it leaves the block, and, if it was trained, as it was before."""
-        untrained, notes = made
         weight = read_weight(self.source.model, target)
-        return LayerReport(
-            name=target.name,
-            weights=target.weights,
-            nominal_bits=final.nominal_bits,
-            relative_error=_relative_error(weight, final.dequantize()),
-            calibration_tokens=_tokens(self.plan.quantizers[target.name], statistics),
-            diagnostics=self.diagnose(final),
-            notes=notes,
-            untrained={} if final is untrained else self.diagnose(untrained),
-        )
+        tokens = counted_tokens(self.plan.quantizers[target.name], observer.tokens(target))
+        return report_target(target, weight, made, final, tokens, self.diagnose)
 
-    def _generator(self, name: str) -> torch.Generator:
-        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def _checked(
-    quantizer: WeightQuantizer,
-    weight: Tensor,
-    statistics: LayerStatistics | None,
-    generator: torch.Generator,
-    target: WeightTarget,
-) -> QuantizedWeight:
-    """Quantize, and hold the quantizer to its contract."""
-    try:
-        quantized = quantizer.quantize(weight, statistics, generator)
-    except LowbitError:
-        raise
-    except Exception as error:
-        raise LowbitError(
-            f"quantizer {quantizer.name} failed on {target.name}: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(quantized, QuantizedWeight):
-        raise LowbitError(
-            f"quantizer {quantizer.name} returned {type(quantized).__name__} for {target.name}; "
-            "it must return a QuantizedWeight"
-        )
-    expected = (target.out_features, target.in_features)
-    try:
-        shape = quantized.shape
-    except ValueError as error:
-        raise LowbitError(f"quantizer {quantizer.name} broke its format on {target.name}: {error}") from error
-    if shape != expected:
-        raise LowbitError(f"quantizer {quantizer.name} returned shape {shape} for {target.name}; expected {expected}")
-    return quantized
+    def _finish(
+        self,
+        index: int,
+        block: nn.Module,
+        samples: _Samples | None,
+        targets: Sequence[WeightTarget],
+        weights: Mapping[str, QuantizedWeight],
+    ) -> dict[str, Tensor]:
+        """Store what the quantized block makes of its inputs, and return its other tensors."""
+        if samples is not None:
+            for target in targets:
+                write_weight(self.source.model, target, weights[target.name].dequantize())
+        untouched = self.source.untouched(index, [target.parameter_name for target in targets])
+        for name, tensor in untouched.items():
+            require_finite(tensor, name)
+        if samples is not None and index + 1 < len(self.plan.blocks):
+            with self.store.write_activations(index + 1, part=samples.own) as writer:
+                for hidden in self.store.activations(index, part=samples.own):
+                    writer.append(samples.calls[index].run(block, hidden))
+        return untouched
 
 
-def _require_finite_inputs(statistics: LayerStatistics, name: str) -> None:
-    if not bool(torch.isfinite(statistics.second_moment).all()):
-        columns = int((~torch.isfinite(statistics.second_moment)).sum())
-        raise LowbitError(
-            f"the inputs of {name} are not finite in {columns} of {len(statistics.second_moment)} columns; "
-            "the model overflows on the calibration text: give other text, or check the parent"
-        )
+def _all_but_first(take: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """Return what passes on every tensor that it is given but the first."""
+    given = iter([False])
 
+    def pass_on(hidden: Tensor) -> None:
+        if next(given, True):
+            take(hidden)
 
-@contextmanager
-def _kept_warnings() -> Iterator[list[str]]:
-    """Collect the quantizer's own warnings and pass all others on."""
-    notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", QuantizationWarning)
-        yield notes
-    for warning in caught:
-        if issubclass(warning.category, QuantizationWarning):
-            notes.append(str(warning.message))
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def _relative_error(weight: Tensor, dense: Tensor) -> float:
-    norm = float(weight.square().sum())
-    return float((weight - dense).square_().sum()) / norm if norm else 0.0
-
-
-def _tokens(quantizer: WeightQuantizer, statistics: LayerStatistics | None) -> int | None:
-    if quantizer.needs is StatisticsNeed.NONE:
-        return None
-    return 0 if statistics is None else statistics.tokens
+    return pass_on

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from lowbit.documents import parse_json, read_json
+from lowbit.errors import LowbitError
+
+LONGEST_LITERAL = 10_000
+"""Characters of a Python literal in a setting; a longer one is text."""
 DEFAULT_SEEDS: tuple[int, int, int, int] = (0, 1234, 1234, 1234)
 """The harness's seeds for python, numpy, torch and the choice of few-shot examples."""
 
@@ -29,13 +33,20 @@ def _parse_batch_size(value: object) -> object:
     return value
 
 
+def _parse_json(text: str, what: str) -> object:
+    try:
+        return parse_json(text, what)
+    except LowbitError as error:
+        raise ValueError(str(error)) from error
+
+
 def _parse_literal(text: str) -> object:
     lowered = text.lower()
     if lowered in ("true", "false"):
         return lowered == "true"
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return ast.literal_eval(text) if len(text) <= LONGEST_LITERAL else text
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -65,12 +76,12 @@ def _parse_mapping(value: object) -> object:
         return value
     text = value.strip()
     if text.startswith("{"):
-        return json.loads(text)
+        return _parse_json(text, "the mapping")
     mapping: dict[str, object] = {}
     for part in _split_outside_brackets(text):
         key, separator, literal = part.partition("=")
         if not separator:
-            raise ValueError(f"expected key=value, got {part!r}")
+            raise ValueError(f"expected key=value, got {part[:100]!r}")
         mapping[key.strip()] = _parse_literal(literal.strip())
     return mapping
 
@@ -80,10 +91,11 @@ def _parse_samples(value: object) -> object:
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("{"):
-        return json.loads(value)
-    if not Path(value).is_file():
-        raise ValueError(f"expected a JSON object of task names to document indices, or a file, got {value!r}")
-    return json.loads(Path(value).read_text(encoding="utf-8"))
+        return _parse_json(value, "the samples")
+    try:
+        return read_json(Path(value), "the file of samples")
+    except LowbitError as error:
+        raise ValueError(f"expected a JSON object of task names to document indices, or a file: {error}") from error
 
 
 def _parse_seed(value: object) -> object:

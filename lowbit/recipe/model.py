@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,16 +118,26 @@ class Recipe(_Section):
         return self.model_dump(mode="json")
 
     def sha256(self) -> str:
-        """Return the hash of the recipe's canonical JSON without `resources`: what is computed, not where."""
-        return canonical_sha256({key: value for key, value in self.to_dict().items() if key != "resources"})
+        """Return the hash of the recipe's canonical JSON: what is computed, not where, nor how often it is saved."""
+        return canonical_sha256({key: value for key, value in _lasting(self.to_dict()).items() if key != "resources"})
 
     def checkpoint_part(self) -> dict[str, Any]:
         """Return the keys that decide the bytes of the checkpoint."""
         keys = ("version", "method", "seed", "quantizer", "packer", "rules", "modules_to_not_convert", "max_shard_size")
         trained = ("training_data", "reconstruction", "distillation") if self.trains else ()
-        whole = self.to_dict()
+        whole = _lasting(self.to_dict())
         model = {key: whole["model"][key] for key in ("path", "revision")}
         return {"model": model, "calibration": whole["calibration"], **{key: whole[key] for key in (*keys, *trained)}}
+
+
+def _lasting(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe without the settings that only say when an unfinished training is saved by the clock."""
+    trainings = {part: recipe[part] for part in ("reconstruction", "distillation") if recipe.get(part)}
+    kept = {
+        part: {key: value for key, value in settings.items() if key != "checkpoint_minutes"}
+        for part, settings in trainings.items()
+    }
+    return {**recipe, **kept}
 
 
 def canonical_sha256(value: Any) -> str:

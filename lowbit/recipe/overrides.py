@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from lowbit.documents import parse_yaml
 from lowbit.errors import LowbitError
+
+MOST_KEYS = 16
+"""From the outermost to the innermost of an override; recipes have four."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,13 @@ def parse_override(text: str) -> Override:
     parts = tuple(part.strip() for part in path.split("."))
     if not separator or not all(parts) or (colon and not method.strip()):
         raise LowbitError(
-            f"--set {text!r}: expected KEY.KEY=VALUE or METHOD:KEY.KEY=VALUE, such as quantizer.group_size=128"
+            f"--set {text[:200]!r}: expected KEY.KEY=VALUE or METHOD:KEY.KEY=VALUE, such as quantizer.group_size=128"
         )
-    try:
-        parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise LowbitError(f"--set {text!r}: the value is no YAML: {str(error).splitlines()[0]}") from error
-    return Override(parts, parsed, method.strip() or None)
+    if parts == ("method",):
+        raise LowbitError(f"--set {text[:200]!r}: the method is chosen by --method, or by the recipe file")
+    if len(parts) > MOST_KEYS:
+        raise LowbitError(f"--set {text[:200]!r}: {len(parts)} keys inside each other; no recipe has over {MOST_KEYS}")
+    return Override(parts, parse_yaml(value, f"--set {text[:200]!r}: the value"), method.strip() or None)
 
 
 def apply_overrides(recipe: Mapping[str, Any], overrides: Iterable[Override], method: str) -> dict[str, Any]:

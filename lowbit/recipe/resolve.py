@@ -6,33 +6,30 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from lowbit.contracts import DistillationLoss, DistillationSettings, LossSettings, Method, WeightQuantizer
+from lowbit.documents import MOST_YAML_BYTES, parse_yaml, read_text
 from lowbit.errors import LowbitError
 from lowbit.recipe.explain import explain
 from lowbit.recipe.model import QuantizerSettings, Recipe
 from lowbit.recipe.overrides import Override, apply_overrides, lay_over, merge
 from lowbit.registry import Registry, unknown_name
 
-MAXIMUM_RECIPE_BYTES = 1_000_000
+RUNS_CODE = (
+    *(("model", "trust_remote_code"), ("eval", "trust_remote_code")),
+    *(("eval", "confirm_run_unsafe_code"), ("eval", "include_path"), ("eval", "tasks")),
+)
+"""Recipe keys that let code run which neither lowbit nor an installed plugin brings."""
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
     """Read a recipe's YAML as a mapping.
 
     Raises:
-        LowbitError: The file is absent, too large to be a recipe, no YAML, or no mapping.
+        LowbitError: The file is absent, too large to be a recipe, no YAML of plain values, or no mapping.
     """
-    try:
-        if path.stat().st_size > MAXIMUM_RECIPE_BYTES:
-            raise LowbitError(f"recipe {path} has over {MAXIMUM_RECIPE_BYTES} bytes; this is no recipe")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LowbitError(f"recipe {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise LowbitError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(read_text(path, "recipe", MOST_YAML_BYTES), f"recipe {path}")
     if not isinstance(content, dict):
         raise LowbitError(f"recipe {path} must be a mapping of keys such as method, model and quantizer")
     return content
@@ -58,6 +55,7 @@ def resolve_recipe(
         LowbitError: An unknown key, name or option, or a value of the wrong type; the message names the key.
     """
     given = dict(file or {})
+    _require_asked_for(given, flags or {})
     named = given.get("quantizer")
     name = method or given.get("method") or (named.get("name") if isinstance(named, Mapping) else None)
     if not isinstance(name, str):
@@ -70,6 +68,32 @@ def resolve_recipe(
     merged = apply_overrides(merged, overrides, name) | {"preset": base.get("preset")}
     recipe = validate(Recipe, merged, "recipe")
     return _with_resolved_names(registry, recipe)
+
+
+def _require_asked_for(file: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
+    """Refuse a recipe file that would run code of its own, unless the caller asks for it beside the file.
+
+    Raises:
+        LowbitError: It would; the message names the option that allows it.
+    """
+    trusted = isinstance(model := flags.get("model"), Mapping) and bool(model.get("trust_remote_code"))
+    for section, key in RUNS_CODE:
+        content, asked = file.get(section), flags.get(section)
+        wanted = content.get(key) if isinstance(content, Mapping) else None
+        allowed = isinstance(asked, Mapping) and bool(asked.get(key))
+        if key == "tasks":
+            wanted = _names_files(wanted)
+        if wanted and not allowed and not (key == "trust_remote_code" and trusted):
+            raise LowbitError(
+                f"the recipe sets {section}.{key}, which runs code that comes with a model or a task; "
+                f"if you trust it, give --{key} on the command line, too"
+            )
+
+
+def _names_files(tasks: object) -> bool:
+    """Say whether tasks are given as files or folders, which may name functions to run."""
+    names = tasks.split(",") if isinstance(tasks, str) else tasks
+    return isinstance(names, list | tuple) and any("/" in str(n) or str(n).endswith((".yaml", ".yml")) for n in names)
 
 
 def validate(model: type[BaseModel], values: Mapping[str, Any], what: str) -> Any:

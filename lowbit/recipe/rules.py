@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Sequence
 from typing import Any
 
+import regex
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+from lowbit.errors import LowbitError
+
+MOST_SECONDS = 1.0
+"""That a pattern may take for one name; some patterns would take years."""
 
 
 class Rule(BaseModel):
@@ -35,15 +40,20 @@ class Rule(BaseModel):
             raise ValueError(f"rule for {self.match!r}: the quantizer's `name` must be a string")
         if self.match.startswith("re:"):
             try:
-                re.compile(self.match[3:])
-            except re.error as error:
+                regex.compile(self.match[3:])
+            except regex.error as error:
                 raise ValueError(f"rule pattern {self.match!r} is no regular expression: {error}") from error
         return self
 
     def matches(self, name: str) -> bool:
         """Say whether a layer's name matches."""
         if self.match.startswith("re:"):
-            return re.search(self.match[3:], name) is not None
+            try:
+                return regex.search(self.match[3:], name, timeout=MOST_SECONDS) is not None
+            except TimeoutError as error:
+                raise LowbitError(
+                    f"rule pattern {self.match!r} takes over {MOST_SECONDS} s for the name of one layer; simplify it"
+                ) from error
         return fnmatch.fnmatchcase(name, self.match) or name == self.match or name.endswith("." + self.match)
 
 

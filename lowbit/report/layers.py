@@ -13,7 +13,7 @@ RELATIVE_ERROR = "relative_error"
 BEFORE_TRAINING = " before training"
 OUTSIDE = -1
 """The block of a layer that belongs to none, such as the head."""
-_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
+_BLOCK = re.compile(r"(?:^|\.)(\d{1,9})\.")
 
 
 def place_of(name: str) -> tuple[int, str]:
@@ -45,14 +45,15 @@ def layer_data(result: StoredResult) -> dict[str, Any] | None:
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     blocks = sorted({block for _, block in cells})
     numbers = [[_numbers(layer) for layer in members] for members in cells.values()]
-    sizes = [[float(layer.get("weights") or 1) for layer in members] for members in cells.values()]
+    sizes = [[finite(layer.get("weights")) or 1.0 for layer in members] for members in cells.values()]
     names = dict.fromkeys(name for members in numbers for one in members for name in one)
     values = {}
     for name in names:
         column = [_mean(members, weights, name) for members, weights in zip(numbers, sizes, strict=True)]
         if any(value is not None for value in column):
             values[name] = column[0] if len(set(column)) == 1 else column
-    at = [[kinds.index(kind), blocks.index(block)] for kind, block in cells]
+    rows, columns = ({name: n for n, name in enumerate(several)} for several in (kinds, blocks))
+    at = [[rows[kind], columns[block]] for kind, block in cells]
     counts = [len(members) for members in cells.values()]
     return {"kinds": kinds, "blocks": blocks, "at": at, "count": counts, "values": values}
 

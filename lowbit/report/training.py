@@ -24,7 +24,7 @@ def training_data(result: StoredResult) -> dict[str, Any] | None:
         return None
     whole = training.get("distillation") or {}
     blocks = [_points(block.get("losses"), POINTS_OF_A_BLOCK) for block in training.get("reconstruction") or ()]
-    held_out = [[int(step), rounded(loss, 5)] for step, loss in whole.get("held_out") or () if finite(loss) is not None]
+    held_out = _held_out(whole.get("held_out"))
     data = {"losses": _points(whole.get("losses"), POINTS_OF_A_MODEL), "held_out": held_out, "blocks": blocks}
     return data if data["losses"] or data["held_out"] or any(blocks) else None
 
@@ -51,6 +51,16 @@ def why_no_training(result: StoredResult) -> str:
     if result.role == "other":
         return "This file was written by lm-eval alone: it says nothing about training."
     return "This method quantizes without training: there is no learning curve."
+
+
+def _held_out(points: Any) -> list[list[float | None]]:
+    """Return the points that are a step and a loss."""
+    found = []
+    for point in points or ():
+        step, loss = map(finite, point) if point is not None and len(point) == 2 else (None, None)
+        if step is not None and loss is not None:
+            found.append([int(step), rounded(loss, 5)])
+    return found
 
 
 def _points(losses: Any, most: int) -> list[list[float | None]]:

@@ -14,18 +14,19 @@ from rich.text import Text
 from lowbit.results.comparison import ComparedRuns, Comparison
 from lowbit.results.store import StoredResult
 from lowbit.results.table_text import csv_row, escape_markdown
+from lowbit.untrusted import printable
 
 TITLES = ("task", "metric", "run", "first", "run's", "difference", "95 % interval", "p", "test", "documents", "verdict")
 
 
 def render(compared: ComparedRuns) -> Table:
     """Return the table for a terminal."""
-    table = Table(caption=f"first: {_label(compared.runs[0])}", caption_justify="left")
+    table = Table(caption=Text(printable(f"first: {_label(compared.runs[0])}")), caption_justify="left")
     corrected = len(compared.runs) > 2
     for number, title in enumerate(_titles(corrected)):
         table.add_column(title, justify="left" if number < 3 else "right", overflow="fold")
     for row in compared.rows:
-        table.add_row(*(Text(cell) for cell in _cells(row, corrected)))
+        table.add_row(*(Text(printable(cell)) for cell in _cells(row, corrected)))
     return table
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from lowbit.errors import LowbitError
 
+MOST_TASKS = 5000
+"""Tasks and groups of one result; the largest collections of benchmarks have under a thousand."""
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "object": dict,
     "list": list,
@@ -39,24 +41,45 @@ _SECTIONS: Mapping[str, str] = {
     "lowbit.parent": "object",
     "lowbit.bits": "object",
     "lowbit.bits.items": "object",
+    "lowbit.bits.nominal_bits": "number",
+    "lowbit.bits.quantized_bits": "number",
+    "lowbit.bits.whole_file_bits": "number",
     "lowbit.chance": "object",
+    "lowbit.chance.*": "number",
     "lowbit.data_sha256": "object",
     "lowbit.data_sha256.*": "text",
     "lowbit.versions": "object",
     "lowbit.plugins": "object",
     "lowbit.coverage": "object",
+    "lowbit.coverage.share": "number",
+    "lowbit.coverage.skipped": "object",
+    "lowbit.coverage.other_matrices": "object",
     "lowbit.calibration": "object",
     "lowbit.training": "object",
     "lowbit.in_domain_tasks": "list",
     "lowbit.cost": "object",
+    "lowbit.cost.seconds": "number",
+    "lowbit.cost.peak_memory_bytes": "number",
     "lowbit.kernels": "list",
     "lowbit.packed_against_dense": "object",
     "lowbit.speed": "object",
+    "lowbit.speed.*": "object",
+    "lowbit.speed.*.tokens_per_second": "number",
     "lowbit.recovery": "object",
     "lowbit.recovery.*": "object",
     "lowbit.recovery.*.*": "object",
     "lowbit.layers": "list",
     "lowbit.layers.*": "object",
+    "lowbit.layers.*.weights": "number",
+    "lowbit.layers.*.diagnostics": "object",
+    "lowbit.layers.*.untrained": "object",
+    "lowbit.training.distillation": "object",
+    "lowbit.training.distillation.losses": "list",
+    "lowbit.training.distillation.held_out": "list",
+    "lowbit.training.distillation.held_out.*": "list",
+    "lowbit.training.reconstruction": "list",
+    "lowbit.training.reconstruction.*": "object",
+    "lowbit.training.reconstruction.*.losses": "list",
 }
 """Kind of each section, where `*` is every entry of the one before; absent ones and null fit every kind."""
 
@@ -67,6 +90,8 @@ def require_layout(content: Mapping[str, Any]) -> None:
     Raises:
         LowbitError: One has not; the message names it.
     """
+    if len(content["results"]) > MOST_TASKS:
+        raise LowbitError(f"has {len(content['results'])} tasks, more than the limit of {MOST_TASKS}")
     for place, kind in _SECTIONS.items():
         *above, last = place.split(".")
         for name, value in _entries(content, above, last, ""):

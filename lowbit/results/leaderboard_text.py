@@ -17,6 +17,7 @@ from lowbit.results.leaderboard import Leaderboard, ModelGroup
 from lowbit.results.leaderboard_cells import Cell
 from lowbit.results.leaderboard_columns import TEXTS, Column
 from lowbit.results.table_text import csv_row, escape_markdown
+from lowbit.untrusted import printable
 
 MISSING = "-"
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
@@ -34,6 +35,9 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # After the end of a row, LaTeX takes a bracket or an asterisk for an option.
+    "]": "{]}",
+    "*": "{*}",
     "±": r"$\pm$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
@@ -51,18 +55,18 @@ def explanations(board: Leaderboard) -> list[str]:
 
 def render(board: Leaderboard, underline_second: bool = False) -> Table:
     """Return the table for a terminal, best of each model in bold."""
-    table = Table(caption="\n".join(explanations(board)), caption_justify="left")
+    table = Table(caption=Text(printable("\n".join(explanations(board)))), caption_justify="left")
     table.add_column("model", overflow="fold")
     for column in board.columns:
-        table.add_column(column.heading, justify="left" if _is_text(column) else "right", overflow="fold")
+        table.add_column(printable(column.heading), justify="left" if _is_text(column) else "right", overflow="fold")
     for group in board.groups:
         for number, row in enumerate(group.rows):
             cells = []
             for position, cell in enumerate(row.cells):
                 style = _rank(group, number, position)
                 styles = {1: "bold", 2: "underline" if underline_second else ""}
-                cells.append(Text(cell_text(cell, board.columns[position]), style=styles.get(style, "")))
-            table.add_row(Text(group.model), *cells)
+                cells.append(Text(printable(cell_text(cell, board.columns[position])), style=styles.get(style, "")))
+            table.add_row(Text(printable(group.model)), *cells)
         table.add_section()
     return table
 
@@ -174,7 +178,7 @@ def cell_text(cell: Cell, column: Column) -> str:
 
 def escape_latex(text: str) -> str:
     """Return text with every character that LaTeX reads as a command written so that it prints."""
-    return re.sub(r"[\\&%$#_{}~^<>|±↑↓]", lambda found: _LATEX[found.group()], text)
+    return re.sub(r"[\\&%$#_{}~^<>|±↑↓\[\]*]", lambda found: _LATEX[found.group()], printable(" ".join(text.split())))
 
 
 def _latex_cell(cell: Cell, column: Column, rank: int, underline_second: bool) -> str:

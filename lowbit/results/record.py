@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lowbit.durable import TEMPORARY_SUFFIX, temporary_name
+from lowbit.durable import TEMPORARY_SUFFIX, flush_folder, temporary_name
 from lowbit.errors import LowbitError
 
 LOWBIT_KEY = "lowbit"
@@ -120,14 +120,17 @@ def _publish_all(temporaries: list[Path], paths: list[Path]) -> bool:
     if any(path.exists() for path in paths):
         return False
     done: list[Path] = []
-    for temporary, path in zip(temporaries, paths, strict=True):
-        try:
+    try:
+        for temporary, path in zip(temporaries, paths, strict=True):
             _publish(temporary, path)
-        except FileExistsError:
-            for ours in done:
-                ours.unlink(missing_ok=True)
+            done.append(path)
+    except OSError as error:
+        for ours in done:
+            ours.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
             return False
-        done.append(path)
+        raise
+    flush_folder(paths[-1].parent)
     return True
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit.results.metrics import Metric
+from lowbit.untrusted import printable
 
 MISSING = "-"
 PARENT_TOLERANCE = 0.01
@@ -138,7 +139,11 @@ def _cells(found: Comparison) -> list[Text]:
     published, tolerance = f"{found.published:.{decimals}f}", f"{100 * found.tolerance:g}"
     about = f"{found.source}: {found.reason}" if found.reason and found.source else found.reason or found.source
     plain = [found.row, found.metric, published, ours, difference, tolerance]
-    return [*(Text(cell) for cell in plain), Text(verdict, style=STYLES[found.verdict]), Text(about)]
+    return [
+        *(Text(printable(cell)) for cell in plain),
+        Text(verdict, style=STYLES[found.verdict]),
+        Text(printable(about)),
+    ]
 
 
 def counts(cells: Sequence[Comparison]) -> dict[str, int]:

@@ -16,10 +16,12 @@ def row_of(result: StoredResult, parent: StoredResult | None = None) -> Row:
     """
     ours = result.lowbit
     bits, cost = result.bits or {}, ours.get("cost") or {}
+    nominal, linear, file = (bits.get(name) for name in ("nominal_bits", "quantized_bits", "whole_file_bits"))
+    rates = [rates.get("tokens_per_second") for rates in (ours.get("speed") or {}).values() if rates]
     return Row(
         model=result.model,
         method=result.method,
-        bits=(bits["nominal_bits"], bits["quantized_bits"], bits["whole_file_bits"]) if bits else None,
+        bits=None if nominal is None or linear is None or file is None else (nominal, linear, file),
         metrics=primary_metrics(result.harness),
         parent={} if parent is None else primary_metrics(parent.harness),
         chance=ours.get("chance") or {},
@@ -28,6 +30,6 @@ def row_of(result: StoredResult, parent: StoredResult | None = None) -> Row:
         recipe_sha256=result.recipe_sha256,
         measured=result.metrics,
         parent_measured=() if parent is None else tuple(read_metrics(parent.harness)),
-        decoding=tuple(rates["tokens_per_second"] for rates in (ours.get("speed") or {}).values()),
+        decoding=tuple(rate for rate in rates if rate),
         seed=result.seed,
     )

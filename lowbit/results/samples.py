@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,18 @@ from numpy.typing import NDArray
 
 from lowbit.errors import LowbitError
 from lowbit.results.store import StoredResult
+from lowbit.untrusted import MEBIBYTE, inside, open_ordinary, parse_json
 
 Values = NDArray[np.float64]
 Aggregate = Callable[[Values, Values], Values]
 """Makes a metric of values and weights, both [..., documents], along the last axis."""
 
 WORDS_AND_BYTES = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+LARGEST_FILE = 1024 * MEBIBYTE
+"""Bytes of a file of logged samples."""
+LONGEST_LINE = 16 * MEBIBYTE
+"""Bytes of one sample."""
+_IDENTIFYING = frozenset({"doc_id", "doc_hash", "prompt_hash", "filter"})
 _TOLERANCE = 1e-6
 
 
@@ -91,26 +96,44 @@ def read_task_samples(result: StoredResult, task: str) -> dict[str, TaskSamples]
             "samples_*.jsonl files in the folder of the result"
         )
     by_filter: dict[str, list[dict[str, Any]]] = {}
-    for sample in _read_lines(path):
+    for sample in _read_lines(path, _IDENTIFYING | {metric.name for metric in result.metrics if metric.task == task}):
         by_filter.setdefault(str(sample.get("filter", "none")), []).append(sample)
     return {name: _task_samples(result, task, name, samples, path) for name, samples in by_filter.items()}
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path, wanted: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """Yield the wanted entries of each sample: a file of logged prompts is far larger than the numbers in it."""
+    number = 0
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise LowbitError(f"the logged samples in {path} cannot be read: {error}") from error
+        if not inside(path, path.parent):
+            raise ValueError("it is a link to a file outside its folder")
+        with open_ordinary(path, LARGEST_FILE) as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise ValueError(f"it has more than {LONGEST_LINE} bytes, which is the limit of a line")
+                if line.strip():
+                    yield _entries(parse_json(line), wanted)
+    except OSError as error:
+        raise LowbitError(f"the logged samples in {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        where = f", line {number}," if number else ""
+        raise LowbitError(f"the logged samples in {path}{where} cannot be read: {error}") from error
+
+
+def _entries(sample: Any, wanted: frozenset[str]) -> dict[str, Any]:
+    if not isinstance(sample, dict):
+        raise ValueError(f"a sample is an object, not {type(sample).__name__}")
+    return {key: value for key, value in sample.items() if key in wanted}
 
 
 def _task_samples(
     result: StoredResult, task: str, filter_name: str, samples: list[dict[str, Any]], path: Path
 ) -> TaskSamples:
     try:
-        ordered = sorted(samples, key=lambda sample: int(sample["doc_id"]))
+        ordered = sorted(samples, key=_number)
         documents = tuple(
-            (int(sample["doc_id"]), str(sample.get("doc_hash", "")), str(sample.get("prompt_hash", "")))
-            for sample in ordered
+            (_number(sample), str(sample.get("doc_hash", "")), str(sample.get("prompt_hash", ""))) for sample in ordered
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LowbitError(f"the logged samples in {path} do not name their documents: {error}") from error
@@ -126,6 +149,13 @@ def _task_samples(
         else:
             metrics[name] = found
     return TaskSamples(documents, metrics, without)
+
+
+def _number(sample: Mapping[str, Any]) -> int:
+    number = sample["doc_id"]
+    if not isinstance(number, int):
+        raise TypeError(f"doc_id is a whole number, not {type(number).__name__}")
+    return number
 
 
 def _document_values(name: str, logged: list[Any]) -> DocumentValues | None:

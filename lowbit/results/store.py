@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from lowbit.errors import LowbitError
 from lowbit.results.layout import require_layout
 from lowbit.results.metrics import Metric, read_metrics
 from lowbit.results.record import LOWBIT_KEY, samples_name
+from lowbit.untrusted import inside, is_file, is_folder, parse_json, read_bytes
 
 Role = Literal["parent", "quantized", "other"]
 PARENT_METHOD = "parent"
@@ -103,8 +103,9 @@ class StoredResult:
         date = _date_text(self.path.stem)
         if date is None:
             return {}
-        files = {task: self.path.with_name(samples_name(task, date)) for task in self.harness.get("results", {})}
-        return {task: file for task, file in files.items() if file.is_file()}
+        beside = {path.name for path in self.path.parent.glob("samples_*.jsonl")}
+        names = {task: samples_name(task, date) for task in self.harness.get("results", {})}
+        return {task: self.path.with_name(name) for task, name in names.items() if name in beside}
 
     @cached_property
     def identity(self) -> str:
@@ -169,12 +170,13 @@ def read_results(folder: Path) -> ResultFolder:
     Raises:
         LowbitError: There is no such directory.
     """
-    if not folder.exists():
+    if not (is_folder(folder) or is_file(folder)):
         raise LowbitError(f"there is no results directory {folder}; `lowbit bench -o {folder}` makes one")
     results: list[StoredResult] = []
     unreadable: list[tuple[Path, str]] = []
     for path in _result_files(folder):
         try:
+            _require_inside(path, folder)
             result = read_result(path)
         except LowbitError as error:
             if _is_named_as_result(path):
@@ -195,7 +197,8 @@ def read_neighbours(folder: Path) -> tuple[StoredResult, ...]:
     found: list[StoredResult] = []
     for path in sorted(path for place in {folder, folder.parent} for path in place.glob("*.json")):
         with suppress(LowbitError):
-            result = read_result(path) if _is_named_as_result(path) and path.is_file() else None
+            _require_inside(path, path.parent)
+            result = read_result(path) if _is_named_as_result(path) and is_file(path) else None
             found += [] if result is None else [result]
     return tuple(found)
 
@@ -207,11 +210,12 @@ def read_result(path: Path) -> StoredResult | None:
         LowbitError: It cannot be read, or it is no whole JSON file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = read_bytes(path)
+        content = parse_json(text)
     except OSError as error:
         raise LowbitError(f"cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        reason = "is empty" if path.stat().st_size == 0 else f"is no whole JSON file: {error}"
+    except ValueError as error:
+        reason = f"is no whole JSON file: {error}" if text else "is empty"
         raise LowbitError(f"{reason}; delete it, and run its command again") from error
     if not _is_result(content):
         if path.name.startswith(RESULT_PREFIX):
@@ -221,9 +225,8 @@ def read_result(path: Path) -> StoredResult | None:
     added = content.pop(LOWBIT_KEY, None)
     result = StoredResult(path, content, added or {})
     try:
-        json.dumps([content, added], ensure_ascii=False).encode()  # Half of a character is no text to show.
         _ = result.metrics, result.date, result.identity
-    except (TypeError, ValueError, AttributeError, OverflowError, OSError, RecursionError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
         raise LowbitError(f"is not laid out as a result: {error}") from error
     return result
 
@@ -247,14 +250,21 @@ def _date_text(stem: str) -> str | None:
 
 def _result_files(folder: Path) -> Iterator[Path]:
     """Yield the JSON files that may be results: not those of checkpoints, kept parents and unfinished writing."""
-    if folder.is_file():
+    if not is_folder(folder):
         yield folder
         return
     for path in sorted(folder.rglob("*.json")):
         places = path.relative_to(folder).parts[:-1]
         working = any(place in WORK_FOLDERS or place.startswith(".") for place in places)
-        if path.is_file() and (not working or path.name.startswith(RESULT_PREFIX)):
+        # What is named as a result and is a pipe or a broken link is yielded too, so that it is named as unreadable.
+        if (is_file(path) or _is_named_as_result(path)) and (not working or path.name.startswith(RESULT_PREFIX)):
             yield path
+
+
+def _require_inside(path: Path, folder: Path) -> None:
+    """Refuse a link that leads out of the folder whose results were asked for; the file that was named is followed."""
+    if path != folder and path.is_symlink() and not inside(path, folder):
+        raise LowbitError("is a link to a file outside the directory; copy that file there to have it read")
 
 
 def _is_named_as_result(path: Path) -> bool:

@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit.results.metrics import Metric, recovery
+from lowbit.results.table_text import escape_markdown
+from lowbit.untrusted import printable
 
 MISSING = "-"
 
@@ -98,7 +100,7 @@ def cells(row: Row, tasks: Sequence[str], timed: bool = False, seeded: bool = Fa
 
 
 def _speed(row: Row) -> str:
-    if not row.decoding:
+    if len(row.decoding) != 2:
         return MISSING
     packed, dense = row.decoding
     return f"{packed:.1f} ({packed / dense:.2f})"
@@ -114,12 +116,12 @@ def render(rows: Sequence[Row]) -> Table:
     table = Table(caption="in brackets: recovery in percent of the parent; bits per weight", caption_justify="left")
     tasks, timed, seeded = task_names(rows), any(row.decoding for row in rows), has_seeds(rows)
     for number, title in enumerate(header(rows)):
-        table.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
+        table.add_column(printable(title), justify="left" if number < 2 else "right", overflow="fold")
     previous = None
     for row in rows:
         if previous is not None and row.model != previous:
             table.add_section()
-        table.add_row(*(Text(cell) for cell in cells(row, tasks, timed, seeded)))
+        table.add_row(*(Text(printable(cell)) for cell in cells(row, tasks, timed, seeded)))
         previous = row.model
     return table
 
@@ -130,7 +132,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     tasks, timed, seeded = task_names(rows), any(row.decoding for row in rows), has_seeds(rows)
     alignment = ["---", "---", *["---:"] * (len(titles) - 2)]
     lines = [titles, alignment, *(cells(row, tasks, timed, seeded) for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(escape_markdown(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
 def _value(row: Row, task: str) -> str:

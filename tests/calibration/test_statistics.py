@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.calibration import BlockObserver
-from lowbit.calibration.statistics import InputAccumulator
+from lowbit.calibration.accumulator import InputAccumulator
 from lowbit.contracts import StatisticsNeed
 from lowbit.models import WeightTarget
 

@@ -17,10 +17,10 @@ from rich.console import Console
 
 from lowbit import LayerReport, QuantizationWarning, QuantizedBlock, TrainingStep
 from lowbit.cli.main import main
-from lowbit.progress.lines import RunLines
-from lowbit.progress.state import Counter, RunState, duration, short_name
 from lowbit.cli.verbosity import Verbosity, choose, logged_to
 from lowbit.contracts import EvaluationStep, QuantizedLayer
+from lowbit.progress.lines import RunLines
+from lowbit.progress.state import Counter, RunState, duration, short_name
 
 QUANTIZE = ("quantize", "--method", "rtn")
 SLOW_PLUGIN = """

@@ -164,7 +164,10 @@ def test_a_cluster_that_is_not_there_is_one_clear_error(tmp_path: Path, address:
         list(ray_bench(recipes_of(grid(tmp_path, ["rtn"], [0])), options_for(tmp_path / "out"), how))
 
 
-def test_an_interrupted_grid_continues_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_an_interrupted_grid_continues_where_it_was(tmp_path: Path, number: signal.Signals, code: int) -> None:
     output = tmp_path / "out"
     file = grid(tmp_path, ["gptq", "rtn"], [0, 1])
     command = [sys.executable, "-m", "lowbit.cli.main", "bench", "--grid", str(file), "-o", str(output)]
@@ -173,14 +176,16 @@ def test_an_interrupted_grid_continues_where_it_was(tmp_path: Path) -> None:
         [*command, "--engine", "ray"], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     assert process.stderr is not None
+    lines = []
     for line in process.stderr:
+        lines.append(line)
         if "gptq: block 1 of" in line:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     began = time.monotonic()
-    said = process.stderr.read()
-    assert process.wait(timeout=60) == 130, said
-    assert time.monotonic() - began < 15
+    said = "".join([*lines, process.stderr.read()])
+    assert process.wait(timeout=60) == code, said
+    assert time.monotonic() - began < 10
     assert "the same command continues from there" in said and "Traceback" not in said
     # Engines leave the same files behind, so that one continues what another one began.
     again = subprocess.run(command, env=environment, capture_output=True, text=True)

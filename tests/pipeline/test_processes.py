@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from distillation.small_training import CALIBRATION, METHOD, tokens_file
+from pipeline.launching import launch
 from small_models import ModelFolder, quantize
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = {"steps": 4, "batch_size": 4, "held_out": 3, "evaluate_every": 2, "checkpoint_every": 2}
 DAD = {"name": "dad", "mixing": 1.0}
 
@@ -35,19 +31,6 @@ class Fails(DistillationLoss):
 def lowbit_distillation_losses():
     yield Fails
 """
-
-
-def launch(program: list[str], launcher: tuple[str, ...] = (), timeout: int = 240) -> subprocess.CompletedProcess[str]:
-    """Run a program in two processes, that find each other on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    chosen = launcher or ("torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1")
-    port_option = "--main_process_port" if launcher else "--master_port"
-    command = [sys.executable, "-m", *chosen, port_option, str(port), *program]
-    paths = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
 
 
 def curve(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from small_models import FUSED_EXPERTS, VOCABULARY, ModelFolder, load_model, mak
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lowbit.calibration.statistics import InputAccumulator
+from lowbit.calibration.accumulator import InputAccumulator
 from lowbit.contracts import (
     DenseWeight,
     LayerStatistics,
@@ -27,6 +27,7 @@ from lowbit.contracts import (
     WeightQuantizer,
 )
 from lowbit.errors import LowbitError, QuantizationWarning
+from lowbit.modeling.activations import StoredActivations
 from lowbit.modeling.journal import Journal
 from lowbit.models import WeightTarget, find_decoder, read_weight, write_weight
 from lowbit.models.experts import use_expert_loop
@@ -223,7 +224,7 @@ def test_activations_of_finished_blocks_are_dropped(parent: ModelFolder, tmp_pat
 def test_blocks_end_where_the_whole_quantized_model_ends(
     architecture: str, parent: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Journal, "_drop_activations", lambda self, before: None)
+    monkeypatch.setattr(StoredActivations, "drop", lambda self, before: None)
     run_engine(parent(architecture), Recorder(), tmp_path / "journal", calibration_tokens())
     model = load_model(parent(architecture))
     plain_statistics(model, calibration_tokens())
