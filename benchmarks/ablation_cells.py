@@ -170,7 +170,7 @@ def run_job(job: AblationJob, settings: Settings) -> AblationCell:
         job.label,
         job.seed,
         signature(recipe, settings),
-        {**core_contents(), lowbit.distillation.__name__: content_of(lowbit.distillation)},
+        {**core_contents(recipe), lowbit.distillation.__name__: content_of(lowbit.distillation)},
         datetime.now(UTC).isoformat(timespec="seconds"),
         recipe.sha256(),
     )

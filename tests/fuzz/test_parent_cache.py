@@ -16,8 +16,8 @@ KEY = "ab" * 32
 HONEST = {"results": {"quiz": {"acc,none": 0.75}}, "versions": {"quiz": 1.0}, "config": {"limit": None}}
 
 
-def test_a_changed_result_of_a_parent_is_never_taken_for_it(tmp_path: Path) -> None:
-    logging.getLogger("lowbit").setLevel(logging.ERROR)
+def test_a_changed_result_of_a_parent_is_never_taken_for_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "lowbit")
     cache = ParentCache(tmp_path)
     path = cache.save(KEY, HONEST)
     text = path.read_text(encoding="utf-8")

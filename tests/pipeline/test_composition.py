@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from pipeline.composition_parts import (
     Choosing,
     DenseQuantizer,
@@ -360,6 +361,7 @@ def test_a_packer_of_a_declared_format_is_allowed_though_no_trial_shows_it(tmp_p
 
 
 def test_a_layer_without_training_among_trained_ones_is_refused_from_the_structure_alone(corrupt: Path) -> None:
+    transformers.AutoModelForCausalLM.from_config(make_config("llama")).save_pretrained(corrupt)
     rules = [{"match": "*.down_proj", "quantizer": {"name": "rtn"}}]
     recipe = recipe_for("lsq", corrupt, rules=rules, distillation={"loss": "kl"})
     require_composition(recipe, registry())
