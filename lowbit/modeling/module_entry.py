@@ -109,7 +109,9 @@ def read_entry(name: str, value: Any) -> LoadedEntry:
             f"{entry.plugin} reads versions up to {format_class.version}: upgrade it"
         )
     try:
-        layout_of(entry.spec(), entry.packer)
+        layout = layout_of(entry.spec(), entry.packer)
+        if any(not 0 <= size <= LARGEST_SIZE for tensor in layout.values() for size in tensor.shape):
+            raise ValueError(f"a tensor has a size below 0 or over {LARGEST_SIZE}")
     except Exception as error:  # a layout is computed by plugins, of numbers that nobody has checked
         told = untrusted.printable(f"{type(error).__name__} {error}")[:300]
         raise CheckpointError(f"quantization_config.modules[{name!r}] does not hold together: {told}") from error
