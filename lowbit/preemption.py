@@ -65,6 +65,11 @@ def requested() -> bool:
     return _state.number is not None
 
 
+def received() -> int | None:
+    """Return the signal that came since handling began, if one did."""
+    return _state.number
+
+
 def stop() -> NoReturn:
     """Stop after saving, as a signal asked of this process, or of another one of the same run.
 

@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> int:
     """Run the command line, and return the exit code."""
+    from lowbit import preemption
+
     try:
         result: Any = cli(arguments, standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
@@ -98,7 +100,9 @@ def _run(arguments: list[str] | None) -> int:
         error.show()
         return error.exit_code
     except Exception as error:
-        return _failed(error)
+        number = preemption.received()
+        # Some libraries make an error of their own of what a signal raised in them.
+        return _failed(error) if number is None else _interrupted(preemption.Interrupted(number))
     return result if isinstance(result, int) else 0
 
 

@@ -122,10 +122,10 @@ def write_generated(
         LowbitError: The file is damaged, was made otherwise, or cannot be written; or the model cannot write text.
     """
     found = read_generated(path, request)
+    batches = _Batches(path.with_suffix(".partial"), request)
     if found is None:
-        batches = _Batches(path.with_suffix(".partial"), request)
         found = _finish(path, request, batches, make_model, tokenizer, on_batch)
-        batches.remove()
+    batches.remove()  # Also what a run left that was killed just before it came here.
     return CalibrationTokens(found, NAME)
 
 

@@ -142,9 +142,11 @@ class NotQuantizedError(LowbitError):
 @contextmanager
 def threads_of(recipe: Recipe) -> Iterator[None]:
     """Use as many threads as a recipe's `resources.num_cpus` says; torch's own number where it says nothing."""
+    if recipe.resources.num_cpus is None:
+        yield
+        return
     before = torch.get_num_threads()
-    if recipe.resources.num_cpus is not None:
-        torch.set_num_threads(recipe.resources.num_cpus)
+    torch.set_num_threads(recipe.resources.num_cpus)
     try:
         yield
     finally:
