@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from lowbit.contracts import LayerStatistics, StatisticsNeed
+from lowbit.models.freed_memory import release_freed_memory
 
 STRIP_ROWS = 128
 UNIT_BITS = 32
 """A product of two columns is rounded to 2^-32 of the product of their norms in the first sample."""
 ZERO_COLUMN_BITS = 8
 LARGEST_EXPONENT = 60
+RELEASED_BYTES = 2**23
+"""Strips are freed before the matrix that takes their place is written; their pages go back as often as this."""
 
 
 @dataclass
@@ -96,9 +99,15 @@ class InputAccumulator:
             mean = self.sums.pop().mul_(units.square()).div_(self.tokens)
             return LayerStatistics(self.tokens, mean.float().to(where))
         hessian = torch.empty(columns, columns, device=where)
+        freed = 0
         for strip in reversed(list(_strips(columns))):
             part = self.sums.pop().mul_(units[strip, None]).mul_(units[strip.start :])
             hessian[strip, strip.start :] = part.mul_(2).div_(self.tokens)
+            freed += part.nbytes
+            del part
+            if freed > RELEASED_BYTES:
+                release_freed_memory()
+                freed = 0
         for strip in _strips(columns):
             square = hessian[strip, strip]
             square.copy_(square.triu() + square.triu(1).T)

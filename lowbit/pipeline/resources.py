@@ -11,8 +11,9 @@ import psutil
 import torch
 
 from lowbit.errors import LowbitError
+from lowbit.models.freed_memory import release_freed_memory
 
-INTERVAL_SECONDS = 0.02
+INTERVAL_SECONDS = 0.005
 
 
 class PeakMemory:
@@ -28,6 +29,7 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
+        release_freed_memory()
         self.start_bytes = self.peak_bytes = resident_bytes()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

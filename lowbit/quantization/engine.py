@@ -25,6 +25,7 @@ from lowbit.contracts import (
 from lowbit.errors import LowbitError
 from lowbit.models import WeightTarget, read_weight, write_weight
 from lowbit.models.capture import BlockCall
+from lowbit.models.freed_memory import release_freed_memory
 from lowbit.models.soundness import require_finite
 from lowbit.quantization.block_training import BlockTask, BlockTrainer, TrainableWeight, TrainedBlock
 from lowbit.quantization.exchange import Formats, share_weights
@@ -128,12 +129,18 @@ class Engine:
         needed = self.plan.needs_statistics or self.trainer is not None
         samples = self._prepare_samples(tokens, finished) if needed else None
         for index in range(finished, blocks):
-            block = self._quantize_block(index, samples)
-            with agreed(self.ranks):
-                if block is not None:
-                    self.store.commit(block)
+            self._advance(index, samples)
+
+    def _advance(self, index: int, samples: _Samples | None) -> None:
+        """Quantize a block, store it, and hold nothing of it when the next one is loaded."""
+        block = self._quantize_block(index, samples)
+        with agreed(self.ranks):
             if block is not None:
-                self.events.block_quantized(block, blocks)
+                self.store.commit(block)
+        if block is not None:
+            self.events.block_quantized(block, len(self.plan.blocks))
+        del block
+        release_freed_memory()
 
     def _prepare_samples(self, tokens: Tensor | None, finished: int) -> _Samples:
         """Record how the model calls its blocks, and store what enters the first one unless that is done."""
@@ -229,6 +236,7 @@ class Engine:
             quantizer = self.plan.quantizers[target.name]
             made[target.name] = quantize_target(target, weight, observer.statistics(target), quantizer, self.seed)
             self._tell(index, target.name, made[target.name].seconds, len(made), layers)
+        release_freed_memory()
         return made
 
     def _share(
@@ -297,6 +305,7 @@ class Engine:
         weights: Mapping[str, QuantizedWeight],
     ) -> dict[str, Tensor]:
         """Store what the quantized block makes of its inputs, and return its other tensors."""
+        release_freed_memory()
         if samples is not None:
             for target in targets:
                 write_weight(self.source.model, target, weights[target.name].dequantize())
