@@ -132,7 +132,7 @@ class DistillationSettings(OptimizationSettings):
         0.0, ge=0, description="learning rate of the blocks' norms and biases, relative to their size; 0: not trained"
     )
     micro_batch_size: int | None = Field(
-        None, ge=1, description="sequences a process runs at once; none: its whole share of the batch"
+        None, ge=1, description="sequences a process runs at once; none: half the batch, or its share if that is less"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     chunk_elements: int = Field(
@@ -149,6 +149,15 @@ class DistillationSettings(OptimizationSettings):
         8, ge=1, description="looks without a better held-out loss after which training stops; none: never"
     )
     checkpoint_every: int = Field(50, ge=1, description="steps between two checkpoints of the training")
+
+    def sequences_at_once(self, processes: int = 1) -> int:
+        """Return how many sequences a process runs at once, where a number of processes shares a batch.
+
+        Half a batch, unless the settings say otherwise: one process then adds up the two gradients that two processes
+        would, and takes the same steps to the last bit.
+        """
+        share = max(1, self.batch_size // processes)
+        return min(share, self.micro_batch_size or (self.batch_size + 1) // 2)
 
 
 @dataclass(frozen=True)

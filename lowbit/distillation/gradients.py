@@ -45,9 +45,9 @@ def _squares(gradients: Sequence[Tensor], split: bool) -> Tensor:
     chosen = [own_part(gradient) for gradient in gradients if is_split(gradient) == split]
     if not chosen:
         return torch.zeros((), dtype=torch.float64)
-    total = (
-        torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in chosen]).double().square().sum()
-    )
+    # Digits to spare, so that it does not matter how the gradients are split; Apple's GPUs have no float64.
+    digits = torch.float32 if chosen[0].device.type == "mps" else torch.float64
+    total = torch.stack([torch.linalg.vector_norm(part, dtype=digits) for part in chosen]).double().square().sum()
     if split:
         distributed.all_reduce(total)
     return total.cpu()

@@ -81,6 +81,7 @@ class Trainer:
         self._accelerator = accelerator
         self._on_step = on_step
         self._device = accelerator.device
+        self._at_once = settings.sequences_at_once(accelerator.num_processes)
         held_out = held_out_samples(len(work.tokens), settings)
         self._training, self._held_out = work.tokens[:-held_out], work.tokens[-held_out:]
         self._order = SampleOrder(len(self._training), settings.batch_size, seed)
@@ -161,31 +162,40 @@ class Trainer:
         """Fill the gradients for one global batch [samples, length] and return its loss."""
         share = len(batch) // self._accelerator.num_processes
         own = batch.split(share)[self._accelerator.process_index]
-        micro_batches = own.split(self._settings.micro_batch_size or share)
-        loss = self._backward(micro_batches, self._normalisers(micro_batches, batch))
+        micro_batches = own.split(self._at_once)
+        limited = self._settings.micro_batch_size is not None and len(micro_batches) > 1
+        if self._work.objective.uniform or limited:
+            loss = self._backward_in_turn(micro_batches, self._normalisers(micro_batches, batch))
+        else:
+            loss = self._backward_together(micro_batches)
         average_gradients(list(self._trained.values()), self._accelerator.num_processes)
         return loss
 
-    def _normalisers(self, micro_batches: Sequence[Tensor], batch: Tensor) -> Tensor | None:
-        """Return the sums of weights over the whole step, [terms]; `None` where the only micro-batch tells them."""
+    def _normalisers(self, micro_batches: Sequence[Tensor], batch: Tensor) -> Tensor:
+        """Return the sums of weights over the whole step, [terms]."""
         objective = self._work.objective
         if objective.uniform:
             return torch.full((objective.terms,), float(batch[:, 1:].numel()), dtype=torch.float64)
-        if len(micro_batches) == 1:
-            return None
         return self._reduced(torch.stack([self._sums(micro) for micro in micro_batches]).sum(0))[:, 1]
 
-    def _backward(self, micro_batches: Sequence[Tensor], normalisers: Tensor | None) -> float:
+    def _backward_in_turn(self, micro_batches: Sequence[Tensor], normalisers: Tensor) -> float:
         """Add the gradients of this process's micro-batches, and return the loss of the whole step."""
-        objective, measured, sums = self._work.objective, None, []
-        for micro in micro_batches:
-            tokens = self._forward(micro)
-            if normalisers is None:
-                measured = objective.measure(tokens)
-                normalisers = self._reduced(measured.sums)[:, 1]
-            # Gradients are averaged over processes, sums are not.
-            sums.append(objective.backward(tokens, normalisers / self._accelerator.num_processes, measured))
+        objective = self._work.objective
+        # Gradients are averaged over processes, sums are not.
+        divisors = normalisers / self._accelerator.num_processes
+        sums = [objective.backward(self._forward(micro), divisors) for micro in micro_batches]
         return objective.value(self._reduced(torch.stack(sums).sum(0)))
+
+    def _backward_together(self, micro_batches: Sequence[Tensor]) -> float:
+        """Do the same for losses whose sums of weights only forward passes tell: all of these come first."""
+        objective = self._work.objective
+        tokens = [self._forward(micro) for micro in micro_batches]
+        measured = [objective.measure(part) for part in tokens]
+        total = self._reduced(torch.stack([part.sums for part in measured]).sum(0))
+        divisors = total[:, 1] / self._accelerator.num_processes
+        for part, known in zip(tokens, measured, strict=True):
+            objective.backward(part, divisors, known)
+        return objective.value(total)
 
     @torch.no_grad()
     def _sums(self, micro: Tensor) -> Tensor:
@@ -224,12 +234,12 @@ class Trainer:
     def held_out_loss(self) -> float:
         """Return the objective on the held-out sequences."""
         processes, index = self._accelerator.num_processes, self._accelerator.process_index
-        size = self._settings.micro_batch_size or self._settings.batch_size // processes
+        parts = self._held_out.split(self._at_once)
         sums = []
-        for first in range(0, len(self._held_out), size * processes):
-            own = self._held_out[first : first + size * processes][index::processes]
+        for first in range(0, len(parts), processes):
+            own = parts[first : first + processes][index:][:1]
             # All run equally often, as sharing out the weights demands: one without a sequence runs one for nothing.
-            sums.append(self._sums(own) if len(own) else 0 * self._sums(self._held_out[:1]))
+            sums.append(self._sums(own[0]) if own else 0 * self._sums(self._held_out[:1]))
         return self._work.objective.value(self._reduced(torch.stack(sums).sum(0)))
 
     def _reduced(self, sums: Tensor) -> Tensor:

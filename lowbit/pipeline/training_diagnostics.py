@@ -45,7 +45,7 @@ class TrainingDiagnostics:
         held_out = held_out_samples(len(work.tokens), settings)
         self._tokens = work.tokens[-held_out:][:DEVIATION_SAMPLES].to(device)  # [samples, length]
         self._parts = vocabulary_parts(work.tokens[:-held_out, 1:], vocabulary)
-        self._samples = settings.micro_batch_size or settings.batch_size
+        self._samples = settings.sequences_at_once()
         self._chunk_tokens = max(1, settings.chunk_elements // vocabulary)
         self._work = work
         self._head = head

@@ -153,7 +153,7 @@ def _distillation(
     assert settings is not None
     length, samples = training_length(recipe, model), training_samples(recipe, model)
     held_out = held_out_samples(samples, settings)
-    micro = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+    micro = settings.sequences_at_once()
     pieces = _pieces(model, plan, settings, (micro, length), watch, budget)
     head, uniform = measure_head(model, settings, micro * length, watch)
     passes = math.ceil(settings.batch_size / micro)
@@ -164,7 +164,9 @@ def _distillation(
     step = passes * (weights.backward + again * weights.forward) + weights.update
     step += settings.batch_size * (sequence.backward + again * sequence.forward + teacher + length * head.backward)
     looked = sequence.forward + teacher + length * head.forward
-    if not uniform and passes > 1:
+    together = not uniform and settings.micro_batch_size is None
+    graphs = settings.batch_size if together else micro
+    if not uniform and not together and passes > 1:
         step += passes * weights.forward + settings.batch_size * looked
     look = held_out * looked + math.ceil(held_out / micro) * weights.forward
     trained = sum(_trained_weights(plan, index) for index in range(len(plan.blocks))) * FLOAT_BYTES
@@ -179,13 +181,13 @@ def _distillation(
     least = min(1.0, (settings.patience or looks) / looks)
     # While the last block is gone back through, what all others left for that is there, too.
     blocks = len(plan.blocks)
-    kept = weights.peak_bytes / blocks + micro * pieces.largest.peak_bytes
+    kept = weights.peak_bytes / blocks + graphs * pieces.largest.peak_bytes
     if settings.gradient_checkpointing:
         # Of every block only the input is kept.
-        kept += micro * blocks * length * model.config.hidden_size * FLOAT_BYTES
+        kept += graphs * blocks * length * model.config.hidden_size * FLOAT_BYTES
     else:
-        kept += weights.kept_bytes + micro * sequence.kept_bytes
-    logits = min(settings.chunk_elements / model.config.vocab_size, micro * length) * head.kept_bytes
+        kept += weights.kept_bytes * graphs / micro + graphs * sequence.kept_bytes
+    logits = min(settings.chunk_elements / model.config.vocab_size, graphs * length) * head.kept_bytes
     teacher_bytes = model.stored_bytes(without=set()) * _widening(recipe, model, watch)
     parameters = sum(parameter.numel() for parameter in model.model.parameters())
     memory = teacher_bytes + parameters * FLOAT_BYTES + (STUDENT_COPIES - 1) * trained + kept + logits

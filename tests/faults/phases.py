@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ TRAINING = {
     "training_data": {"source": "calibration"},
     "quantizer": {"grid_candidates": 4, "iterations": 2},
 }  # fmt: skip
+MINUTE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 GRID = """
 methods: [rtn]
 recipe: {eval: {tasks: smallworld_choice, limit: 3, log_samples: true}}
@@ -142,7 +144,13 @@ def place(block: int, step: int) -> int:
 def hashes(made: Path) -> dict[str, str]:
     """Return the hash of a file, or of every file of a folder."""
     files = [made] if made.is_file() else [file for file in made.rglob("*") if file.is_file()]
-    return {str(file.relative_to(made.parent)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {str(file.relative_to(made.parent)): hashlib.sha256(_timeless(file)).hexdigest() for file in files}
+
+
+def _timeless(file: Path) -> bytes:
+    """Return a file's bytes; of a report, without the minute that it was made in."""
+    content = file.read_bytes()
+    return MINUTE.sub(b"", content) if file.suffix == ".html" else content
 
 
 def _results(folder: Path) -> Any:

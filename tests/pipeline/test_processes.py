@@ -45,6 +45,13 @@ def assert_same_curve(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
 
 
+def assert_same_weights(found: Path, expected: Path) -> None:
+    files = sorted(file.name for file in expected.glob("*.safetensors"))
+    assert files
+    for file in files:
+        assert (found / file).read_bytes() == (expected / file).read_bytes(), file
+
+
 def command(parent: Path, tmp_path: Path, *more: str) -> list[str]:
     settings = [word for key, value in SETTINGS.items() for word in ("--set", f"distillation.{key}={value}")]
     return [
@@ -57,7 +64,7 @@ def command(parent: Path, tmp_path: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     "wanted",
     [
-        pytest.param(("dad-True",), id="quick"),
+        pytest.param(("dad-True", "halves-False", "halves-True"), id="quick"),
         pytest.param(None, id="all", marks=pytest.mark.slow),
     ],
 )
@@ -75,6 +82,7 @@ def test_two_processes_have_the_loss_curve_of_one_with_whole_and_with_shared_out
             ("kl", "kl", {}),
             ("dad", DAD, {"micro_batch_size": 1, "gradient_checkpointing": True}),
             ("mse", ["mse", "kl"], {"chunk_elements": 1000}),
+            ("halves", [DAD, "kl"], {}),
         )
         for sharded in (False, True)
         if wanted is None or f"{name}-{sharded}" in wanted
@@ -94,6 +102,9 @@ def test_two_processes_have_the_loss_curve_of_one_with_whole_and_with_shared_out
             flags = {"calibration": {"source": str(tokens)}, **CALIBRATION}
             quantize(parent("llama"), alone, METHOD, **flags, distillation=run["settings"])
         assert_same_curve(curve(tmp_path / run["name"]), curve(alone))
+        if "micro_batch_size" not in run["settings"]:
+            assert curve(tmp_path / run["name"])["losses"] == curve(alone)["losses"]
+            assert_same_weights(tmp_path / run["name"], alone)
 
 
 @pytest.mark.slow
@@ -117,6 +128,7 @@ def test_the_command_line_under_accelerate_prints_once(
     flags = {"calibration": {"source": str(tmp_path / "tokens.npz")}, **CALIBRATION}
     quantize(parent("gpt2"), tmp_path / "alone", METHOD, **flags, distillation=SETTINGS)
     assert_same_curve(curve(tmp_path / "out"), curve(tmp_path / "alone"))
+    assert_same_weights(tmp_path / "out", tmp_path / "alone")
 
 
 @pytest.mark.slow
