@@ -1,7 +1,7 @@
 """Draws what quantization and training cost against layers, hidden size, calibration tokens and cells of a bench.
 
     python benchmarks/cost_curves.py -o FOLDER --quick                 # a few minutes
-    python benchmarks/cost_curves.py -o FOLDER --threads 2             # about a quarter of an hour
+    python benchmarks/cost_curves.py -o FOLDER --threads 2             # about half an hour
     python benchmarks/cost_curves.py -o FOLDER --preset full           # up to an hour, 24 GiB
     python benchmarks/cost_curves.py -o FOLDER --render --plot docs/costs.svg --update_docs docs/costs.md
 

@@ -146,14 +146,17 @@ def test_divergence_names_the_step_and_the_best_state(parent: ModelFolder, tmp_p
 def test_a_loss_that_turns_bad_in_a_step_ends_the_training(parent: ModelFolder, tmp_path: Path) -> None:
     # One call for each look at the held-out sequences, one for each step.
     with pytest.raises(LowbitError, match="diverged in step 4 of 6: loss nan") as caught:
-        train(parent("llama"), tmp_path, losses=[(TurnsBad(good_calls=5), 1.0)], weight_rate=0.02, scale_rate=0.01)
+        train(
+            parent("llama"), tmp_path, losses=[(TurnsBad(good_calls=5), 1.0)], micro_batch_size=4, weight_rate=0.02,
+            scale_rate=0.01,
+        )  # fmt: skip
     assert "best-0000002.safetensors" in str(caught.value)
     assert (tmp_path / "best-0000002.safetensors").is_file()
 
 
 def test_a_held_out_loss_that_turns_bad_ends_the_training(parent: ModelFolder, tmp_path: Path) -> None:
     with pytest.raises(LowbitError, match=r"diverged in step 2 of 6: held-out loss nan after it.*of step 0"):
-        train(parent("llama"), tmp_path, losses=[(TurnsBad(good_calls=3), 1.0)])
+        train(parent("llama"), tmp_path, losses=[(TurnsBad(good_calls=3), 1.0)], micro_batch_size=4)
     assert (tmp_path / "best-0000000.safetensors").is_file()
     with pytest.raises(LowbitError, match="nan before the first step"):
         train(parent("llama"), tmp_path / "other", losses=[(TurnsBad(good_calls=0), 1.0)])
