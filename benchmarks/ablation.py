@@ -61,6 +61,7 @@ from ablation_plot import draw
 from ablation_report import figure, make_report, print_report
 from ablation_texts import Settings, write_texts
 from ablation_variants import Variant, matching, variants_of
+from command_line import run
 from methods_cells import CELLS, start_worker
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -257,9 +258,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except (LowbitError, click.ClickException) as error:
-        sys.exit(f"error: {error}")
-    except click.Abort:
-        sys.exit("interrupted; the same command continues")
+    run(main)

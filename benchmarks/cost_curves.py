@@ -27,6 +27,7 @@ from typing import Any
 
 import click
 import yaml
+from command_line import run
 from cost_curves_report import claims_of, curves_of, draw, render, update_docs
 from rich.console import Console
 
@@ -207,9 +208,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except (LowbitError, click.ClickException) as error:
-        sys.exit(f"error: {error}")
-    except click.Abort:
-        sys.exit("interrupted; the same command continues")
+    run(main)

@@ -38,7 +38,7 @@ from lowbit.durable import write_json
 from lowbit.errors import LowbitError
 from lowbit.modeling.surgery import packed_modules
 from lowbit.pipeline.identity import package_versions, plugin_versions
-from lowbit.pipeline.resources import PeakMemory, resident_bytes
+from lowbit.pipeline.resources import PeakMemory
 from lowbit.recipe.model import Backend, Dtype
 from lowbit.registry import registry
 
@@ -231,11 +231,10 @@ def peak_elsewhere(checkpoint: Path, variant: Variant, prompt_tokens: int, threa
 def peak_here(checkpoint: str, variant: dict[str, Any], prompt_tokens: int, seed: int) -> int:
     """Return the most memory that loading and decoding takes above what the process holds now."""
     registry()
-    before = resident_bytes()
     with PeakMemory() as memory:
         model = load(Path(checkpoint), Variant(**variant))
         decode(model, random_prompt(model.config.vocab_size, prompt_tokens, seed), MEMORY_TOKENS)
-    return memory.peak_bytes - before
+    return memory.peak_bytes - memory.start_bytes
 
 
 @click.command(help=__doc__)

@@ -36,6 +36,7 @@ from typing import Any
 
 import click
 import torch
+from command_line import run
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -389,9 +390,4 @@ def print_runs(method: str, shape: str, threads: int, seed: int, repeats: int, t
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except (LowbitError, click.ClickException) as error:
-        sys.exit(f"error: {error}")
-    except click.Abort:
-        sys.exit("interrupted; the same command continues")
+    run(main)

@@ -28,6 +28,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import click
+from command_line import run
 from methods_cells import (
     CELLS,
     PARENT,
@@ -237,9 +238,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except (LowbitError, click.ClickException) as error:
-        sys.exit(f"error: {error}")
-    except click.Abort:
-        sys.exit("interrupted; the same command continues")
+    run(main)

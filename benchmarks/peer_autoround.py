@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from command_line import run
 from methods_cells import CELLS, PARENT, Cell, Job, Settings, group_option, read_cell, start_worker
 from methods_table import describe, describe_model, run_all, summary
 from peer_autoround_cells import PEERS, finished_peer, plan_peers, prepare_environment, run_peer
@@ -230,9 +231,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except (LowbitError, click.ClickException) as error:
-        sys.exit(f"error: {error}")
-    except click.Abort:
-        sys.exit("interrupted; the same command continues")
+    run(main)

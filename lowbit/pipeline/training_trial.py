@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,19 @@ FIRST_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class WeightCost:
+class _Cost:
+    """What something costs in seconds: forward, and forward and back."""
+
+    forward: float
+    backward: float
+
+    def times(self, number: float) -> Self:
+        """Return the cost of so many."""
+        return type(self)(*(value * number for value in astuple(self)))
+
+
+@dataclass(frozen=True)
+class WeightCost(_Cost):
     """What trained weights cost, by weight or all together.
 
     Args:
@@ -44,20 +57,14 @@ class WeightCost:
         peak_bytes: The most that forward and way back need.
     """
 
-    forward: float
-    backward: float
     update: float
     freeze: float
     kept_bytes: float
     peak_bytes: float
 
-    def times(self, number: float) -> WeightCost:
-        """Return the cost of so many."""
-        return WeightCost(*(value * number for value in astuple(self)))
-
 
 @dataclass(frozen=True)
-class PassCost:
+class PassCost(_Cost):
     """What a sequence costs, or a token.
 
     Args:
@@ -67,14 +74,8 @@ class PassCost:
         peak_bytes: The most that forward and way back need.
     """
 
-    forward: float
-    backward: float
     kept_bytes: float
     peak_bytes: float
-
-    def times(self, number: float) -> PassCost:
-        """Return the cost of so many."""
-        return PassCost(*(value * number for value in astuple(self)))
 
 
 def measure_weights(

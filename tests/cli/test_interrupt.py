@@ -8,21 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-SLOW_PLUGIN = """
-import time
-from lowbit import DenseWeight, Method, WeightQuantizer, hookimpl
-class Slow(WeightQuantizer):
-    name = "slow"
-    def quantize(self, weight, statistics, generator):
-        time.sleep(0.15)
-        return DenseWeight(weight.half(), nominal_bits=16)
-@hookimpl
-def lowbit_weight_quantizers():
-    yield Slow
-@hookimpl
-def lowbit_methods():
-    yield Method("slow", quantizer="slow")
-"""
+from dense_plugin import dense_plugin
+
+SLOW_PLUGIN = dense_plugin("slow", "time.sleep(0.15)")
 
 
 def test_an_interrupted_run_says_so_and_continues(tmp_path: Path) -> None:

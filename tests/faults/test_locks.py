@@ -10,31 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+from dense_plugin import dense_plugin
 from faults.conftest import environment
 from small_models import ModelFolder
 
-SLOW = """
-import pathlib
-import time
-from lowbit import DenseWeight, Method, WeightQuantizer, hookimpl
-
-class Slow(WeightQuantizer):
-    name = "slow"
-    weights = 0
-    def quantize(self, weight, statistics, generator):
-        Slow.weights += 1
-        while Slow.weights > 10 and pathlib.Path(__file__).with_name("hold").exists():
-            time.sleep(0.05)
-        return DenseWeight(weight.half(), nominal_bits=16)
-
-@hookimpl
-def lowbit_weight_quantizers():
-    yield Slow
-
-@hookimpl
-def lowbit_methods():
-    yield Method("slow", quantizer="slow")
-"""
+SLOW = dense_plugin(
+    "slow",
+    """
+    while Slow.weights > 10 and pathlib.Path(__file__).with_name("hold").exists():
+        time.sleep(0.05)
+    """,
+    "pathlib, time",
+)
 
 
 def launch(command: list[str]) -> subprocess.Popen[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dense_plugin import dense_plugin
 from distillation.small_training import tokens_file
 from faults.conftest import environment
 from faults.phases import hashes
@@ -21,31 +22,16 @@ from lowbit.errors import LowbitError
 from lowbit.memory_errors import memory_errors_told
 
 # The limit is set when the second block begins, a little above what the process has by then.
-HUNGRY = """
-import pathlib
-import resource
-import torch
-from lowbit import DenseWeight, Method, WeightQuantizer, hookimpl
-
-class Hungry(WeightQuantizer):
-    name = "hungry"
-    weights = 0
-    def quantize(self, weight, statistics, generator):
-        Hungry.weights += 1
-        if Hungry.weights > 10 and pathlib.Path(__file__).with_name("limit").exists():
-            has = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (has + 2**26, resource.RLIM_INFINITY))
-            torch.ones(2**28)
-        return DenseWeight(weight.half(), nominal_bits=16)
-
-@hookimpl
-def lowbit_weight_quantizers():
-    yield Hungry
-
-@hookimpl
-def lowbit_methods():
-    yield Method("hungry", quantizer="hungry")
-"""
+HUNGRY = dense_plugin(
+    "hungry",
+    """
+    if Hungry.weights > 10 and pathlib.Path(__file__).with_name("limit").exists():
+        has = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (has + 2**26, resource.RLIM_INFINITY))
+        torch.ones(2**28)
+    """,
+    "pathlib, resource, torch",
+)
 
 
 def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from distillation.small_training import CALIBRATION, METHOD, tokens_file
-from pipeline.launching import launch
+from pipeline.launching import launch, start
 from small_models import ModelFolder, quantize
 
 SETTINGS = {"steps": 4, "batch_size": 4, "held_out": 3, "evaluate_every": 2, "checkpoint_every": 2}
@@ -160,3 +161,31 @@ def test_an_error_in_one_process_ends_all(parent: ModelFolder, tmp_path: Path, r
     assert done.returncode != 0
     assert "this process fails" in done.stderr
     assert not list(tmp_path.rglob("lowbit_provenance.json"))
+
+
+def test_a_signal_to_the_launcher_saves_the_step_that_all_processes_reached(
+    parent: ModelFolder, tmp_path: Path
+) -> None:
+    arguments = command(parent("llama"), tmp_path, "--set", "distillation.steps=300", "-o", str(tmp_path / "out"))
+    program = ["-m", "lowbit.cli.main", "quantize", *arguments]
+    training = tmp_path / "out.partial" / "training"
+    with start(program) as running:
+        deadline = time.monotonic() + 120
+        while not (training / "training.json").exists() and running.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        signalled = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        _, error = running.communicate(timeout=60)
+    assert time.monotonic() - signalled < 20
+    assert running.returncode != 0
+    assert error.count("finished work is kept, and the same command continues from there") >= 1, error
+    step = json.loads((training / "training.json").read_text())["step"]
+    assert 0 < step < 300
+    done = launch(program)
+    assert done.returncode == 0, done.stderr
+    alone = tmp_path / "alone"
+    flags = {"calibration": {"source": str(tmp_path / "tokens.npz")}, **CALIBRATION}
+    quantize(parent("llama"), alone, METHOD, **flags, distillation={**SETTINGS, "steps": 300})
+    assert curve(tmp_path / "out")["losses"] == curve(alone)["losses"]
+    assert_same_weights(tmp_path / "out", alone)
