@@ -15,6 +15,7 @@ from torch import Tensor
 from lowbit.durable import flush_folder, make_directory, write_json, write_tensors, write_text, write_whole
 from lowbit.errors import LowbitError
 from lowbit.modeling.bits_report import BitsReport, count_bits
+from lowbit.modeling.file_digests import digests_of
 from lowbit.modeling.journal import Journal
 from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, LowbitConfig
 from lowbit.models.checkpoint import INDEX_FILE, SINGLE_FILE, TOKENIZER_PATTERNS
@@ -86,7 +87,7 @@ def _assemble(
     layers = [layer for report in reports for layer in report["layers"]]
     files = _write_weights(source, journal, staging, len(reports), max_shard_size)
     bits = count_bits(files, modules, _mean_nominal(layers), source.decoder.name)
-    _write_config(source, staging, modules, bits, provenance)
+    _write_config(source, staging, modules, bits, digests_of(files), provenance)
     _write_texts(source.checkpoint.folder, staging)
     write_text(staging / RECIPE_FILE, yaml.safe_dump(dict(provenance.recipe), sort_keys=True, allow_unicode=True))
     told = {"signature": provenance.signature, "layers": layers}
@@ -148,7 +149,12 @@ def _mean_nominal(layers: list[dict[str, Any]]) -> float:
 
 
 def _write_config(
-    source: StreamedModel, staging: Path, modules: dict[str, Any], bits: BitsReport, provenance: Provenance
+    source: StreamedModel,
+    staging: Path,
+    modules: dict[str, Any],
+    bits: BitsReport,
+    digests: dict[str, str],
+    provenance: Provenance,
 ) -> None:
     recipe = provenance.recipe
     quantizer = recipe.get("quantizer") or {}
@@ -165,6 +171,7 @@ def _write_config(
         calibration=provenance.calibration,
         coverage=provenance.coverage,
         bits_report=bits.model_dump(),
+        files_sha256=digests,
         recipe_sha256=provenance.signature["recipe_sha256"],
     )
     written: dict[str, Any] = read_config_json(source.checkpoint.folder)

@@ -18,6 +18,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 
 from lowbit.errors import CheckpointError
+from lowbit.modeling.file_digests import FILES_SHA256, require_unchanged
 from lowbit.modeling.module_entry import LoadedEntry, packed_module, read_entry, require_stored, sentinel_name
 from lowbit.modeling.packed_linear import bind_kernels
 from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, QUANT_METHOD, LowbitConfig, require_readable_version
@@ -34,6 +35,8 @@ class LowbitHfQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        # Files that save_pretrained writes later are others.
+        self._digests = quantization_config.others.pop(FILES_SHA256, None)
         self._entries: list[LoadedEntry] = []
         self._ours: dict[str, torch.Tensor] = {}
         self._wanted_dtype: torch.dtype | None = None
@@ -57,7 +60,9 @@ class LowbitHfQuantizer(HfQuantizer):
         self._ours = self._packed_buffers(model)
         files = kwargs.get("checkpoint_files")
         if files:
-            require_stored(self._entries, [Path(file) for file in files])
+            paths = [Path(file) for file in files]
+            require_stored(self._entries, paths)
+            require_unchanged(paths, self._digests)
         return model
 
     def _packed_buffers(self, model: nn.Module) -> dict[str, torch.Tensor]:

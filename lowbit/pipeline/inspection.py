@@ -1,4 +1,4 @@
-"""Reads what a checkpoint is from its files, without loading a weight."""
+"""Reads what a checkpoint is from its files, and checks that they are what was written."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lowbit.documents import MOST_YAML_BYTES, parse_yaml, read_json, read_text
 from lowbit.errors import CheckpointError, LowbitError
 from lowbit.modeling.bits_report import BitsReport, count_bits
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE, RECIPE_FILE
+from lowbit.modeling.file_digests import FILES_SHA256, require_unchanged
 from lowbit.modeling.module_entry import read_entry, require_stored
 from lowbit.modeling.quantization_config import CHECKPOINT_VERSION, require_readable_version
 from lowbit.models.checkpoint import ParentCheckpoint
@@ -122,9 +123,11 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         modules, written = section["modules"], BitsReport.model_validate(section["bits_report"])
         require_readable_version(section.get("checkpoint_version", CHECKPOINT_VERSION))
         entries = [read_entry(name, value) for name, value in modules.items()]
-        require_stored(entries, ParentCheckpoint(folder).files)
+        files = ParentCheckpoint(folder).files
+        require_stored(entries, files)
+        require_unchanged(files, section.get(FILES_SHA256))
         blocks_name = find_decoder(build_skeleton(read_config_without_quantization(folder))).name
-        bits = count_bits(ParentCheckpoint(folder).files, modules, written.nominal_bits, blocks_name)
+        bits = count_bits(files, modules, written.nominal_bits, blocks_name)
         return Inspection(
             method=section["method"],
             lowbit_version=section["lowbit_version"],

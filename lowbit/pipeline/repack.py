@@ -15,6 +15,7 @@ from lowbit.durable import flush_folder, make_directory, one_at_a_time, write_js
 from lowbit.errors import LowbitError
 from lowbit.modeling.bits_report import BitsReport, count_bits
 from lowbit.modeling.checkpoint_writer import PROVENANCE_FILE
+from lowbit.modeling.file_digests import FILES_SHA256, digests_of
 from lowbit.modeling.layouts import get_packer, layout_of, packer_for, unpack
 from lowbit.modeling.module_entry import LoadedEntry, entry_for, packed_module, read_entry, require_stored
 from lowbit.models.checkpoint import INDEX_FILE, ParentCheckpoint, read_header
@@ -129,8 +130,13 @@ def _finish(
     blocks = find_decoder(build_skeleton(read_config_without_quantization(checkpoint))).name
     files = sorted(staging.glob("*.safetensors"))
     bits = count_bits(files, modules, section["bits_report"]["nominal_bits"], blocks)
-    changed = {"modules": dict(modules), "packer": {"name": packer}, "bits_report": bits.model_dump()}
-    config["quantization_config"] = {**section, **changed}
+    config["quantization_config"] = {
+        **section,
+        "modules": dict(modules),
+        "packer": {"name": packer},
+        "bits_report": bits.model_dump(),
+        FILES_SHA256: digests_of(files),
+    }
     write_json(staging / "config.json", config)
     provenance = read_json(checkpoint / PROVENANCE_FILE, "provenance", 2**28)
     write_json(staging / PROVENANCE_FILE, {**provenance, REPACKED: {"from": section["packer"], "to": {"name": packer}}})
