@@ -28,7 +28,7 @@ from typing import Any
 import click
 import yaml
 from command_line import run
-from cost_curves_report import claims_of, curves_of, draw, render, update_docs
+from cost_curves_report import WIDE, claims_of, curves_of, draw, render, update_docs
 from rich.console import Console
 
 from lowbit.durable import make_directory, write_json, write_text
@@ -47,6 +47,8 @@ def plan_points(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, method, training, axis, place in _places(plan):
         point = {**plan["base"], axis: place}
+        if axis == WIDE:
+            point = {**plan["base"], "hidden": plan[WIDE]["hidden"], "layers": place}
         label = f"{name} " + " ".join(f"{key}={point[key]}" for key in ("layers", "hidden", "samples"))
         entry = found.setdefault(
             label,
@@ -72,6 +74,8 @@ def _places(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any] 
         for axis, places in plan["axes"].items():
             if axis != "samples" or method not in NEED_NO_TOKENS:
                 yield from ((method, method, None, axis, place) for place in places)
+    wide = plan.get(WIDE, {"methods": [], "layers": []})
+    yield from ((method, method, None, WIDE, place) for method in wide["methods"] for place in wide["layers"])
     for stage, settings in plan["trainings"].items():
         for axis, places in plan["training_axes"].items():
             yield from ((f"dbllm {stage}", "dbllm", {stage: settings}, axis, place) for place in places)

@@ -14,8 +14,10 @@ from lowbit.errors import LowbitError
 
 LEAST_R_SQUARED, LARGEST_RATIO, TOLERANCE = 0.98, 1.15, 0.25
 BEGIN, END = "<!-- cost curves: begin -->", "<!-- cost curves: end -->"
+WIDE = "wide"
 AXES = {
     "layers": "number of layers",
+    WIDE: "number of layers of a 7B model's width",
     "hidden": "hidden size",
     "samples": "calibration sequences",
     "cells": "cells of a bench",
@@ -93,10 +95,10 @@ def claims_of(curves: Sequence[Curve]) -> list[tuple[str, str, str, bool]]:
     """Return every claim that is made of a curve: method, claim, what was found, and whether it holds."""
     claims = []
     for curve in curves:
-        if curve.axis in ("layers", "cells", "samples"):
+        if curve.axis != "hidden":
             fit = curve.line[2]
             claims.append((curve.method, f"time linear in {AXES[curve.axis]}", f"R² {fit:.4f}", fit >= LEAST_R_SQUARED))
-        if curve.axis in ("layers", "cells", "samples") and not curve.method.endswith("distillation"):
+        if curve.axis != "hidden" and not curve.method.endswith("distillation"):
             ratio = curve.memory_ratio
             claims.append(
                 (curve.method, f"memory flat in {AXES[curve.axis]}", f"max/min {ratio:.2f}", ratio <= LARGEST_RATIO)

@@ -135,3 +135,13 @@ def test_a_point_is_measured_and_continued(benchmark_module: ModuleType, tmp_pat
 def test_a_job_that_fails_says_why(benchmark_module: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(LowbitError, match="KeyError"):
         benchmark_module.run_job({"label": "x", "kind": "none", "threads": 1}, tmp_path)
+
+
+def test_wide_layers_are_an_axis_of_their_own(benchmark_module: ModuleType, report: ModuleType) -> None:
+    plan = yaml.safe_load(benchmark_module.CONFIG.read_text(encoding="utf-8"))["default"]
+    wide = [entry for entry in benchmark_module.plan_points(plan) if report.WIDE in entry["on"]]
+    assert [(entry["name"], entry["point"]["layers"]) for entry in wide[:3]] == [("rtn", 1), ("rtn", 2), ("rtn", 4)]
+    assert {entry["point"]["hidden"] for entry in wide} == {plan[report.WIDE]["hidden"]}
+    points = [point("a", report.WIDE, x, x, 100) for x in (1, 2, 4)]
+    claims = {claim for _, claim, *_ in report.claims_of(report.curves_of(points))}
+    assert claims == {f"time linear in {report.AXES[report.WIDE]}", f"memory flat in {report.AXES[report.WIDE]}"}

@@ -74,7 +74,7 @@ def edit_entries(folder: Path, **changes: Any) -> None:
 
 
 def drop_tensor(folder: Path, name: str) -> None:
-    """Remove one tensor from a single-file checkpoint whose configuration, as transformers writes it, has no digests."""
+    """Remove one tensor from a single-file checkpoint, and the digests that transformers would not write."""
     tensors = load_file(folder / "model.safetensors")
     del tensors[name]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
