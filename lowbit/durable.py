@@ -139,7 +139,8 @@ def one_at_a_time(lock: Path, work: str, wait: bool = True) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    held = FileLock(lock)
+    # A lock of the library's own instead of the operating system's would outlive a killed process.
+    held = FileLock(lock, fallback_to_soft=False)
     holder = _holder(lock)
     try:
         try:

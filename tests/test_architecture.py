@@ -64,7 +64,8 @@ ROOMS: dict[str, set[str]] = {
     | {"durable", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "distillation"}
     | {"packing", "modeling", "results", "pipeline"},
     "progress": {"contracts", "hookspecs", "results", "pipeline"},
-    "engines": {"errors", "durable", "hookspecs", "registry", "recipe", "embedded", "results", "pipeline", "progress"},
+    "engines": {"errors", "durable", "preemption", "hookspecs", "registry", "recipe"}
+    | {"embedded", "results", "pipeline", "progress"},
     "cli": BASE
     | {"progress", "engines", "preemption", "memory_errors"}
     | {"embedded", "hub", "hookspecs", "registry", "recipe", "models", "calibration", "quantization", "distillation"}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -77,6 +79,15 @@ def test_a_lock_that_was_removed_after_the_work_is_made_again(tmp_path: Path) ->
 def test_a_place_that_cannot_be_locked_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LowbitError, match="cannot lock"), one_at_a_time(tmp_path / "file" / "lock", "working"):
+        raise AssertionError("never reached")
+
+
+def test_a_file_system_without_locks_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(LowbitError, match="cannot lock"), one_at_a_time(tmp_path / "lock", "working"):
         raise AssertionError("never reached")
 
 

@@ -139,7 +139,8 @@ def _interrupted(error: BaseException) -> int:
     from lowbit.distillation.processes import is_main_process
 
     cause = error if isinstance(error, preemption.Interrupted) else error.__cause__
-    number = cause.number if isinstance(cause, preemption.Interrupted) else None
+    # Where a library swallowed what the signal raised, and raised its own, the signal is still known.
+    number = cause.number if isinstance(cause, preemption.Interrupted) else preemption.received()
     if is_main_process():
         how = "terminated" if number == signal.SIGTERM else "interrupted"
         click.echo(f"lowbit: {how}; {preemption.KEPT}", err=True)

@@ -135,8 +135,10 @@ def read_generated(path: Path, request: GenerationRequest) -> Tensor | None:
     Raises:
         LowbitError: It is damaged, or was made otherwise than requested.
     """
+    # In this order: another process that finishes the same tokens meanwhile writes the description first.
+    present = path.exists()
     described = _description(path, request)
-    if not path.exists():
+    if not present:
         return None
     if described is None:
         raise LowbitError(f"{path} has no {_beside(path).name} that says how it was made; delete it or choose another")

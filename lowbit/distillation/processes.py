@@ -64,10 +64,16 @@ def from_main_process(value: Any) -> Any:
 
     Args:
         value: A plain value; only the main process's counts.
+
+    Raises:
+        LowbitError: Another process is gone.
     """
     from accelerate.utils import broadcast_object_list
 
-    return broadcast_object_list([value])[0]
+    from lowbit.quantization.ranks import connected
+
+    with connected():
+        return broadcast_object_list([value])[0]
 
 
 def part_from_others() -> None:

@@ -147,7 +147,7 @@ def _result_of(task: CellTask, recipe: Recipe, report: Report) -> StoredResult:
         skip_finished=True,
         run=task.run,
     )
-    with cell_turn(options, task.role, recipe):
+    with cell_turn(options, task.role, recipe, task.key if task.role == "parent" else task.sha256):
         attempts = _count_attempt(task, options.folder)
         result = _found_or_made(task, recipe, options)
         attempts.unlink(missing_ok=True)

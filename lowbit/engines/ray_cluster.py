@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from lowbit import preemption
 from lowbit.errors import LowbitError
 
 LOCAL = "local"
@@ -117,13 +118,21 @@ def _require_listening(address: str) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Give back the handlers of signals that Ray replaces by its own."""
+    """Give back the handlers of signals that Ray replaces by its own.
+
+    Raises:
+        Interrupted: Ray's own handler of SIGTERM ran before.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        raise preemption.Interrupted(signal.SIGTERM) from end
     finally:
         for number, handler in before.items():
             if handler is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from lowbit import preemption
 from lowbit.engines.cell import CellAnswer, CellTask, run_cell
 from lowbit.engines.grid_plan import GridWatcher, NumberedGroup, announce, number_groups, stored_rows
 from lowbit.engines.ray_cluster import ClusterSettings, connected, fitting_nodes, largest_node_cpus
@@ -263,7 +266,7 @@ class _Mailbox:
 
 
 def _work(task: CellTask, mailbox: Any) -> CellAnswer:
-    """Run a cell in a worker."""
+    """Run a cell in a worker; when it is cancelled, or its node goes away, a training saves the step that it is at."""
     import ray
 
     node = ray.get_runtime_context().get_node_id()
@@ -271,7 +274,13 @@ def _work(task: CellTask, mailbox: Any) -> CellAnswer:
     def report(number: int, what: Mapping[str, Any]) -> None:
         mailbox.put.remote(number, {**what, "node": node})
 
-    return run_cell(task, report)
+    try:
+        with preemption.handling():
+            return run_cell(task, report)
+    except preemption.Interrupted as end:
+        if end.number == signal.SIGTERM:
+            sys.exit(1)  # As Ray's own handler: the worker counts as lost, and the cell is begun again elsewhere.
+        raise
 
 
 def _reason(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,17 @@ from typing import Any
 
 from lm_eval.utils import handle_non_serializable
 
-from lowbit.durable import TEMPORARY_SUFFIX, make_directory, one_at_a_time, write_text
+from lowbit.durable import TEMPORARY_SUFFIX, make_directory, one_at_a_time, open_whole, write_text
 from lowbit.evaluation.corpora import PerplexityTask
 from lowbit.evaluation.prepare import PreparedTasks, documents_of
 from lowbit.recipe.evaluation import EvaluationSettings
-from lowbit.untrusted import read_json
+from lowbit.untrusted import LARGEST_JSON, open_ordinary, parse_json, read_json
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
+_LARGEST_SAMPLES = 1 << 36
+"""Bytes; more than any evaluation logs. Lines are read one by one, each as long as a JSON file may be."""
 # Where an answer's last digits may depend on them.
 _PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
 # Settings that change neither documents, prompts nor answers, or that the hash of the documents stands for.
@@ -84,7 +86,7 @@ def _to_json(value: object) -> str:
 
 @dataclass(frozen=True)
 class ParentCache:
-    """Parents' results in a folder, one JSON file each.
+    """Parents' results in a folder: one JSON file each, and beside it one of logged samples, a line each.
 
     Args:
         folder: Where the files are; made when the first one is written.
@@ -95,6 +97,10 @@ class ParentCache:
     def path(self, key: str) -> Path:
         """The file of a result."""
         return self.folder / f"{key}.json"
+
+    def samples_path(self, key: str) -> Path:
+        """The file of a result's logged samples, which for one large task are tens of megabytes."""
+        return self.folder / f"{key}.samples.jsonl"
 
     @contextmanager
     def alone(self, key: str, name: str) -> Iterator[None]:
@@ -116,14 +122,19 @@ class ParentCache:
             lock.unlink(missing_ok=True)  # Only where the result is kept: nobody evaluates it any more.
 
     def load(self, key: str) -> dict[str, Any] | None:
-        """The result kept under a key; None when there is none, or when its file is damaged (with a warning)."""
+        """The result kept under a key; None when there is none, or when a file is damaged (with a warning)."""
         path = self.path(key)
         try:
             stored = read_json(path)
-            results = stored["results"]
-            if stored["key"] != key or stored["sha256"] != hashlib.sha256(_to_json(results).encode()).hexdigest():
+            results, kept = stored["results"], stored["samples"]
+            if stored["key"] != key or stored["sha256"] != _sha256(results, kept):
                 raise ValueError("its content does not match its own hash")
+            if kept is not None:
+                path = self.samples_path(key)
+                results["samples"] = _read_samples(path, kept)
         except FileNotFoundError:
+            if path != self.path(key):
+                logger.warning("%s is missing; the parent is evaluated again", path)
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("the parent's result in %s is damaged and will be made again: %s", path, error)
@@ -136,7 +147,45 @@ class ParentCache:
         Raises:
             LowbitError: The folder cannot be written.
         """
-        content = {"key": key, "sha256": hashlib.sha256(_to_json(results).encode()).hexdigest(), "results": results}
+        make_directory(self.folder)
+        samples = results.get("samples")
+        kept = None if samples is None else _write_samples(self.samples_path(key), samples)
+        rest = {name: value for name, value in results.items() if name != "samples"}
         path = self.path(key)
-        write_text(path, _to_json(content))
+        write_text(path, _to_json({"key": key, "sha256": _sha256(rest, kept), "samples": kept, "results": rest}))
         return path
+
+
+def _sha256(results: Any, kept: Any) -> str:
+    return hashlib.sha256(_to_json([results, kept]).encode()).hexdigest()
+
+
+def _write_samples(path: Path, samples: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Write logged samples, and return the tasks in their order and the file's sha256."""
+    digest = hashlib.sha256()
+    with open_whole(path) as file:
+        for task, entries in samples.items():
+            for entry in entries:
+                line = f"{_to_json([task, entry])}\n".encode()
+                digest.update(line)
+                file.write(line)
+    return {"sha256": digest.hexdigest(), "tasks": list(samples)}
+
+
+def _read_samples(path: Path, kept: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Read logged samples back.
+
+    Raises:
+        OSError: There is no such file, or it is no ordinary one.
+        ValueError: It is not what was written.
+    """
+    digest = hashlib.sha256()
+    samples: dict[str, list[Any]] = {task: [] for task in kept["tasks"]}
+    with open_ordinary(path, _LARGEST_SAMPLES) as file:
+        while line := file.readline(LARGEST_JSON):
+            digest.update(line)
+            task, entry = parse_json(line)
+            samples[task].append(entry)
+    if digest.hexdigest() != kept["sha256"]:
+        raise ValueError("its content does not match its hash")
+    return samples

@@ -12,6 +12,7 @@ from lowbit.pipeline.bench_cells import (
     EvaluatedParent,
     NotQuantizedError,
     evaluate_parent,
+    evaluation_key,
     run_method,
     write_parent,
 )
@@ -20,7 +21,7 @@ from lowbit.pipeline.bench_plan import MethodCell, ParentGroup, plan_bench
 from lowbit.pipeline.composition_check import require_composition
 from lowbit.pipeline.finished_results import FinishedResults, cell_turn, find_finished
 from lowbit.pipeline.resources import require_device
-from lowbit.pipeline.taking_part import let_others_go, take_part
+from lowbit.pipeline.taking_part import let_others_go, refusal_told, take_part
 from lowbit.recipe import Recipe
 from lowbit.registry import registry
 from lowbit.results.rows import row_of
@@ -53,8 +54,9 @@ def bench(recipes: Sequence[Recipe], options: BenchOptions) -> Iterator[Row]:
     if not is_main_process():
         take_part(recipes, options.device)
         return
-    groups = plan_bench(recipes, options)
-    finished = FinishedResults(options.folder) if options.skip_finished else None
+    with refusal_told():
+        groups = plan_bench(recipes, options)
+        finished = FinishedResults(options.folder) if options.skip_finished else None
     for group in groups:
         yield from _run_group(group, options, finished)
     let_others_go()
@@ -82,7 +84,8 @@ def _run_group(group: ParentGroup, options: BenchOptions, finished: FinishedResu
 
 def _parent_result(group: ParentGroup, parent: EvaluatedParent, options: BenchOptions) -> StoredResult:
     """Write a parent's result, unless another process did so meanwhile and that will do."""
-    with cell_turn(options, "parent", group.recipe):
+    key = evaluation_key(group.recipe, group.tasks, options.device) if options.skip_finished else ""
+    with cell_turn(options, "parent", group.recipe, key):
         return _found_again(group, options)[0] or write_parent(group.recipe, parent, options)
 
 
@@ -94,7 +97,7 @@ def _run_cell(
     cell: MethodCell, parent: EvaluatedParent, group: ParentGroup, options: BenchOptions, stored: StoredResult
 ) -> Row:
     try:
-        with cell_turn(options, "quantized", cell.recipe):
+        with cell_turn(options, "quantized", cell.recipe, cell.recipe.sha256()):
             made = _found_again(replace(group, cells=[cell]), options)[1][0]
             return row_of(made or run_method(cell, parent, group.tasks, options), stored)
     except LowbitError as error:

@@ -84,18 +84,20 @@ def find_finished(
 
 
 @contextmanager
-def cell_turn(options: BenchOptions, role: str, recipe: Recipe) -> Iterator[None]:
+def cell_turn(options: BenchOptions, role: str, recipe: Recipe, same: str) -> Iterator[None]:
     """Keep other processes from a cell that must not be there twice; they wait, and look again when they are let in.
 
     Args:
         options: Without `skip_finished`, every process adds a result of its own, and nobody waits.
         role: `parent` or `quantized`.
         recipe: The cell's recipe.
+        same: What cells have in common that must take turns: a quantized model's recipe sha256; a parent's evaluation
+            key, which recipes of any method and seed share.
     """
     if not options.skip_finished:
         yield
         return
-    lock = options.folder / CHECKPOINTS / f"cell-{role}-{recipe.sha256()[:16]}.lock"
+    lock = options.folder / CHECKPOINTS / f"cell-{role}-{same[:16]}.lock"
     make_directory(lock.parent)
     with one_at_a_time(lock, f"at work on {recipe.method} with seed {recipe.seed} ({role})"):
         yield

@@ -47,14 +47,14 @@ class DistributedRanks:
         """Return every process's plain value, by rank."""
         from accelerate.utils import gather_object
 
-        with _connected():
+        with connected():
             found: list[Any] = gather_object([value])
         return found
 
     def sum(self, tensor: Tensor, to: Collection[int]) -> None:
         """Add up a tensor from every process, in place, for the ranks named."""
         sent = tensor.to(self.device)
-        with _connected():
+        with connected():
             if len(to) == 1:
                 torch.distributed.reduce(sent, dst=next(iter(to)))
             else:
@@ -64,13 +64,17 @@ class DistributedRanks:
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Copy one process's tensor into every other's, in place."""
-        with _connected():
+        with connected():
             torch.distributed.broadcast(tensor, src=source)
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
-    """Say in plain words that another process is gone."""
+def connected() -> Iterator[None]:
+    """Say in plain words that another process is gone.
+
+    Raises:
+        LowbitError: What is inside lost its connection to the others.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -18,10 +19,11 @@ from engines.grids import files, grid, options_for, recipes_of, results
 
 from lowbit.embedded import calibration_path, model_path
 from lowbit.engines.grid_plan import GridWatcher
-from lowbit.engines.ray_cluster import ClusterSettings
+from lowbit.engines.ray_cluster import ClusterSettings, connected
 from lowbit.engines.ray_engine import RayOptions, ray_bench
 from lowbit.errors import LowbitError
 from lowbit.pipeline.bench import bench
+from lowbit.preemption import Interrupted
 from lowbit.results.store import read_results
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lowbit[ray]'")
@@ -164,6 +166,37 @@ def test_a_cluster_that_is_not_there_is_one_clear_error(tmp_path: Path, address:
     how = RayOptions(ClusterSettings(address))
     with pytest.raises(LowbitError, match=re.escape(words)):
         list(ray_bench(recipes_of(grid(tmp_path, ["rtn"], [0])), options_for(tmp_path / "out"), how))
+
+
+def test_a_signal_that_rays_own_handler_took_while_connecting_ends_the_run_as_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: sys.exit(int(signal.SIGTERM)))
+    with pytest.raises(Interrupted) as ended, connected(ClusterSettings()):
+        raise AssertionError("never reached")
+    assert ended.value.number == signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_worker_whose_grid_is_interrupted_saves_the_step_that_its_training_is_at(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    output = tmp_path / "out"
+    distillation = {"steps": 4000, "batch_size": 4, "held_out": 2}
+    trained = {"method": "dbllm-ptq", "distillation": distillation, "training_data": {"source": "calibration"}}
+    file = grid(tmp_path, [{**trained, "calibration": {"n_samples": 16, "seq_len": 32}}], [0])
+    command = [sys.executable, "-m", "lowbit.cli.main", "bench", "--grid", str(file), "-o", str(output)]
+    process = subprocess.Popen(
+        [*command, "--engine", "ray"], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if re.search("distillation: .*step [1-9]", line))
+    process.send_signal(number)
+    said += process.stderr.read()
+    assert process.wait(timeout=60) == code, said
+    (record,) = output.glob("checkpoints/*.partial/training/training.json")
+    assert 0 < json.loads(record.read_text())["step"] < 4000
 
 
 @pytest.mark.parametrize(

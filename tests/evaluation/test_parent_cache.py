@@ -14,6 +14,7 @@ from lowbit.evaluation.parent_cache import ParentCache, cache_key, document_hash
 from lowbit.evaluation.prepare import PreparedTasks, prepare_tasks
 from lowbit.models.checkpoint import model_hash
 from lowbit.recipe.evaluation import EvaluationSettings
+from lowbit.untrusted import LARGEST_JSON
 
 RESULTS = {"results": {"piqa": {"acc,none": 0.5919477693144722, "acc_stderr,none": "N/A"}}, "date": 1.5}
 
@@ -25,6 +26,34 @@ def test_what_is_kept_comes_back_exactly(tmp_path: Path) -> None:
     assert cache.load("key") == RESULTS
     assert cache.load("other") is None
     assert [path.name for path in cache.folder.iterdir()] == ["key.json"]
+
+
+def test_logged_samples_may_be_larger_than_any_json_file_that_is_read(tmp_path: Path) -> None:
+    samples = {"hellaswag": [{"doc_id": index, "text": "é" * 20_000} for index in range(900)], "none": []}
+    results = {**RESULTS, "samples": samples}
+    cache = ParentCache(tmp_path)
+    cache.save("key", results)
+    assert cache.samples_path("key").stat().st_size > LARGEST_JSON
+    found = cache.load("key")
+    assert found == results and list(found["samples"]) == ["hellaswag", "none"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "moved", "gone"])
+def test_damaged_samples_are_ignored_with_a_warning(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = ParentCache(tmp_path)
+    cache.save("key", {**RESULTS, "samples": {"quiz": [{"doc_id": 0}, {"doc_id": 1}]}})
+    path = cache.samples_path("key")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if damage == "gone":
+        path.unlink()
+    else:
+        damaged = {"cut": lines[:1], "changed": [lines[0], lines[1].replace("1", "2")], "moved": lines[::-1]}[damage]
+        path.write_text("".join(damaged), encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert cache.load("key") is None
+    assert str(path) in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "other"])

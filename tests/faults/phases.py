@@ -62,7 +62,9 @@ class Phase:
     def state(self, folder: Path) -> dict[str, Any]:
         """Return what the disk says is finished: leading blocks, training steps, results."""
         if self.name == "results":
-            return {"results": sorted(str(result.path) for result in _results(folder).results)}
+            # A run that was killed early has not even made the directory.
+            found = _results(folder).results if (folder / "out").exists() else ()
+            return {"results": sorted(str(result.path) for result in found)}
         journal = folder / f"{self.output}.partial"
         blocks = len(list(journal.glob("block-*.json"))) and len(
             [file for file in journal.glob("block-*.safetensors") if ".state." not in file.name]

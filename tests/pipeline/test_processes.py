@@ -163,6 +163,13 @@ def test_an_error_in_one_process_ends_all(parent: ModelFolder, tmp_path: Path, r
     assert not list(tmp_path.rglob("lowbit_provenance.json"))
 
 
+def test_what_the_main_process_refuses_is_told_once(tmp_path: Path) -> None:
+    done = launch(["-m", "lowbit.cli.main", "bench", "--method", "rtn", "--tasks", "nosuchtask", "-o", str(tmp_path)])
+    assert done.returncode != 0
+    assert done.stderr.count("lowbit: error: ") == 1, done.stderr
+    assert "unknown task 'nosuchtask'" in done.stderr
+
+
 def test_a_signal_to_the_launcher_saves_the_step_that_all_processes_reached(
     parent: ModelFolder, tmp_path: Path
 ) -> None:
