@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
 )
 _LONG_INTEGER = re.compile(rf"\d{{{LONGEST_INTEGER + 1}}}")
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @contextmanager
@@ -66,6 +67,19 @@ def open_ordinary(path: Path, largest: int) -> Iterator[BinaryIO]:
         raise
     with file:
         yield file
+
+
+def require_ordinary(path: Path) -> None:
+    """Refuse what is no ordinary file, before compiled code opens it and waits where no signal reaches it.
+
+    Args:
+        path: The file; links are followed.
+
+    Raises:
+        OSError: It is absent, or no ordinary file.
+    """
+    with open_ordinary(path, sys.maxsize):
+        pass
 
 
 def read_bytes(path: Path, largest: int = LARGEST_JSON) -> bytes:

@@ -6,12 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; one thread each is faster than all of them competing.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# Machines that run tests are shared; how long an example takes says nothing there.
+settings.register_profile("lowbit", deadline=None)
+settings.load_profile("lowbit")
 
 pytest_plugins = ["small_models"]
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lowbit.durable import TEMPORARY_SUFFIX, make_directory, write_json, write_tensors
 from lowbit.errors import LowbitError
+from lowbit.untrusted import require_ordinary
 
 RECORD_FILE = "training.json"
 
@@ -66,12 +68,27 @@ class TrainingStore:
         return float((self.record() or {}).get("seconds", 0.0))
 
     def tensors(self, step: int) -> dict[str, Tensor]:
-        """Return the tensors of the checkpoint that was stored at a step."""
-        return load_file(self._tensors(step))
+        """Return the tensors of the checkpoint that was stored at a step.
+
+        Raises:
+            LowbitError: The file is absent or damaged.
+        """
+        return self._load(self._tensors(step))
 
     def best(self, step: int) -> dict[str, Tensor]:
-        """Return the parameters of the best state, which was reached at a step."""
-        return load_file(self._best(step))
+        """Return the parameters of the best state, which was reached at a step.
+
+        Raises:
+            LowbitError: The file is absent or damaged.
+        """
+        return self._load(self._best(step))
+
+    def _load(self, file: Path) -> dict[str, Tensor]:
+        try:
+            require_ordinary(file)
+            return load_file(file)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise LowbitError(f"{file} cannot be read: {error}; delete {self.folder} to train anew") from error
 
     def best_file(self, step: int) -> Path:
         """Return where the parameters of the best state lie."""

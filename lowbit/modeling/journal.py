@@ -21,6 +21,7 @@ from lowbit.modeling.activations import StoredActivations
 from lowbit.modeling.layouts import layout_of, packer_for, unpack
 from lowbit.modeling.module_entry import entry_for, packed_module, read_entry, sentinel_name
 from lowbit.modeling.sealing import damaged, digest_of, read_sealed, read_tensors, require_digest, sealed
+from lowbit.untrusted import require_ordinary
 
 SIGNATURE_FILE = "signature.json"
 
@@ -150,6 +151,7 @@ class Journal:
         """
         file = self.tensors_file(index)
         try:
+            require_ordinary(file)
             handle = stack.enter_context(safe_open(file, framework="pt"))
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - a handle is no mapping
         except (OSError, SafetensorError, ValueError) as error:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lowbit.documents import read_json
 from lowbit.errors import LowbitError
+from lowbit.untrusted import require_ordinary
 
 SEAL = "sha256"
 
@@ -57,6 +58,7 @@ def read_tensors(file: Path, sha256: object) -> dict[str, Tensor]:
         LowbitError: It is absent, damaged, or another one than was written.
     """
     try:
+        require_ordinary(file)
         tensors = load_file(file)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise damaged(file, str(error)) from error

@@ -198,6 +198,7 @@ def model_hash(path: str | Path) -> str:
         LowbitError: The folder lacks config.json or safetensors files, or a file cannot be read.
     """
     folder = Path(path)
+    require_ordinary_files(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise LowbitError(f"{folder} is no model folder: expected config.json and *.safetensors files in it")

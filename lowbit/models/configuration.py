@@ -27,7 +27,8 @@ MOST_BUFFER_BYTES = 2**32
 """Of tables that a model computes when it is built, such as rotary embeddings and masks."""
 FREE_ELEMENTS = 2**24
 """Parameters that a model may have beyond what its files account for."""
-_PARTS = re.compile(r"(^|_)(layers?|experts?)(_|$)")
+_PARTS = re.compile(r"(^|_)(layers?|experts?)(_|$)|^(num|n)_(.*_)?(blocks?|stages?|codebooks?)$|(^|_)depths?$")
+_KERNELS = re.compile(r"^_?(attn|experts)_implementation")
 _LENGTHS = re.compile(r"length|tokens?$|_id$")
 
 
@@ -48,7 +49,8 @@ def read_config_json(folder: Path) -> dict[str, Any]:
         raise LowbitError(f"{folder} has no readable model configuration: {file.name} must hold a JSON object")
     for key, value in _integers({key: value for key, value in config.items() if key != "quantization_config"}):
         if not -LARGEST_SIZE <= value <= LARGEST_SIZE and not _LENGTHS.search(key):
-            raise CheckpointError(untrusted.printable(f"{file}: {key[:100]} is {value:.3g}, which no model has"))
+            shown = " ".join(untrusted.printable(key[:100]).split())
+            raise CheckpointError(f"{file}: {shown} is {value:.3g}, which no model has")
     _require_whole_model(folder, config)
     return config
 
@@ -60,6 +62,9 @@ def _require_whole_model(folder: Path, config: dict[str, Any]) -> None:
         raise CheckpointError(f"{file}: transformers_weights names other files of weights than lowbit reads; delete it")
     if (folder / ADAPTER_FILE).exists():
         raise CheckpointError(f"{folder} holds an adapter ({ADAPTER_FILE}): merge it with its model and give the whole")
+    for key, value in _texts(config):
+        if _KERNELS.search(key) and ("/" in value or ":" in value):
+            raise CheckpointError(f"{file}: {key} names compiled code of a hub, which is not fetched; delete the key")
     labels = max((value for key, value in _integers(config) if key == "num_labels"), default=0)
     if labels > MOST_LABELS:
         raise CheckpointError(f"{file}: num_labels is {labels:.3g}; at most {MOST_LABELS} are read")
@@ -78,9 +83,8 @@ def require_buildable(folder: Path) -> None:
     most = max(MOST_PARTS, len(list(ParentCheckpoint(folder).keys())))
     for key, value in _integers({key: value for key, value in config.items() if key != "quantization_config"}):
         if value > most and _PARTS.search(key):
-            raise CheckpointError(
-                untrusted.printable(f"{folder / CONFIG_FILE}: {key[:100]} is {value}, but the files hold few tensors")
-            )
+            shown = " ".join(untrusted.printable(key[:100]).split())
+            raise CheckpointError(f"{folder / CONFIG_FILE}: {shown} is {value}, but the files hold few tensors")
 
 
 def require_accounted(model: nn.Module, checkpoint: ParentCheckpoint, bits_packed: bool) -> None:
@@ -115,6 +119,19 @@ def require_small_buffers(model: nn.Module) -> None:
         raise CheckpointError(
             f"{CONFIG_FILE} describes a model with {size:.3g} bytes of computed tables; none has so many"
         )
+
+
+def _texts(value: Any) -> Iterator[tuple[str, str]]:
+    """Yield every text below a value, with its key; below the choice of a kernel, with that one's."""
+    level: list[tuple[str, Any]] = [("", value)]
+    while level:
+        name, item = level.pop()
+        if isinstance(item, dict):
+            level += [(key if not _KERNELS.search(name) else name, part) for key, part in item.items()]
+        elif isinstance(item, list):
+            level += [(name, part) for part in item]
+        elif isinstance(item, str):
+            yield name, item
 
 
 def _integers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:

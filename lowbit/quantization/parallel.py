@@ -28,8 +28,6 @@ def map_chunks(work: Callable[..., Result], chunks: Iterable[tuple[Tensor, ...]]
     if threads <= 1 or pieces[0][0].device.type != "cpu":
         return [work(*piece) for piece in pieces]
     before = torch.get_num_threads()
-    # In a fork, torch makes its pool anew at the first call, which must not come from two threads at once.
-    torch.set_num_threads(before)
     try:
         with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
             return list(pool.map(lambda piece: work(*piece), pieces))

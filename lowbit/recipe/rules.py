@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from lowbit.errors import LowbitError
 
 MOST_SECONDS = 1.0
 """That a pattern may take for one name; some patterns would take years."""
+MOST_CHARACTERS = 1000
+MOST_REPEATS = 10_000
+"""All counts of a pattern multiplied, as they are where one stands inside another; each repeat takes memory."""
+_COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
 
 
 class Rule(BaseModel):
@@ -39,6 +44,7 @@ class Rule(BaseModel):
         if not isinstance((self.quantizer or {}).get("name", ""), str):
             raise ValueError(f"rule for {self.match!r}: the quantizer's `name` must be a string")
         if self.match.startswith("re:"):
+            _require_small(self.match)
             try:
                 regex.compile(self.match[3:])
             except regex.error as error:
@@ -55,6 +61,21 @@ class Rule(BaseModel):
                     f"rule pattern {self.match!r} takes over {MOST_SECONDS} s for the name of one layer; simplify it"
                 ) from error
         return fnmatch.fnmatchcase(name, self.match) or name == self.match or name.endswith("." + self.match)
+
+
+def _require_small(match: str) -> None:
+    """Refuse a pattern that takes gigabytes when it is compiled.
+
+    Raises:
+        ValueError: It is too long, or repeats too often.
+    """
+    if len(match) > MOST_CHARACTERS:
+        raise ValueError(f"a rule pattern has {len(match)} characters; at most {MOST_CHARACTERS} are read")
+    repeats = 1
+    for least, most in _COUNTS.findall(match):
+        repeats *= max(1, *(int(count[:9]) for count in (least, most) if count), 1)
+    if repeats > MOST_REPEATS:
+        raise ValueError(f"rule pattern {match!r:.200}: its counts multiply to more than {MOST_REPEATS}; use * or +")
 
 
 def first_match(rules: Sequence[Rule], name: str) -> int | None:

@@ -127,7 +127,8 @@ def size_of(row: TableRow, key: str, rows: Sequence[TableRow]) -> float | None:
 def axis_title(column: TableColumn) -> str:
     """Return a metric's title for an axis, with its direction in words."""
     note = f" ({column.note})" if column.note else ""
-    return f"{column.title}{note}, {'higher' if column.higher_is_better else 'lower'} is better"
+    title = " ".join(f"{column.title}{note}".split())  # A line's end in a name would break the chart's expressions.
+    return f"{title}, {'higher' if column.higher_is_better else 'lower'} is better"
 
 
 def item_rows(row: TableRow) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lowbit.report.layers import RELATIVE_ERROR, cells_of, layer_data
 from lowbit.report.table import TableRow
 from lowbit.report.themes import Theme, theme_config
 from lowbit.report.training import block_points, model_points, training_data
+
+logger = logging.getLogger(__name__)
 
 WIDTH = 760
 BARS = 40
@@ -45,6 +48,8 @@ def vega_lite_version() -> str:
 def save_plots(content: Content, folder: Path) -> list[Path]:
     """Write every plot that there is data for, as SVG and PNG in both themes; return the files.
 
+    A plot that cannot be drawn of what the results hold is left out with a warning.
+
     Raises:
         LowbitError: The folder cannot be written.
     """
@@ -57,8 +62,12 @@ def save_plots(content: Content, folder: Path) -> list[Path]:
         for theme in THEMES:
             config = theme_config(theme, ground=True)
             drawn = {**chart, "width": WIDTH, "datasets": {key: list(rows) for key, rows in data.items()}}
-            svg = vl_convert.vegalite_to_svg(drawn, vl_version=version, config=config, allowed_base_urls=[])
-            png = vl_convert.svg_to_png(svg, scale=PNG_SCALE)
+            try:
+                svg = vl_convert.vegalite_to_svg(drawn, vl_version=version, config=config, allowed_base_urls=[])
+                png = vl_convert.svg_to_png(svg, scale=PNG_SCALE)
+            except (ValueError, RuntimeError) as error:
+                logger.warning("the plot %s cannot be drawn: %s", name, " ".join(str(error).split())[:200])
+                break
             stem = f"{name}{'' if theme == 'light' else '-dark'}"
             for path, content_bytes in ((folder / f"{stem}.svg", svg.encode()), (folder / f"{stem}.png", png)):
                 _write(path, content_bytes)

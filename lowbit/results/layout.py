@@ -9,6 +9,10 @@ from lowbit.errors import LowbitError
 
 MOST_TASKS = 5000
 """Tasks and groups of one result; the largest collections of benchmarks have under a thousand."""
+LONGEST_NAME = 500
+"""Characters of the name of a task, a metric, a method or a model; drawing one takes time and memory."""
+LARGEST_SIZE = 1e18
+"""Bytes or bits; beyond all checkpoints."""
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "object": dict,
     "list": list,
@@ -92,6 +96,7 @@ def require_layout(content: Mapping[str, Any]) -> None:
     """
     if len(content["results"]) > MOST_TASKS:
         raise LowbitError(f"has {len(content['results'])} tasks, more than the limit of {MOST_TASKS}")
+    _require_names(content)
     for place, kind in _SECTIONS.items():
         *above, last = place.split(".")
         for name, value in _entries(content, above, last, ""):
@@ -100,6 +105,33 @@ def require_layout(content: Mapping[str, Any]) -> None:
                 raise LowbitError(
                     f"is not laid out as a result: section `{name}` is not {article} {kind}, but {_called(value)}"
                 )
+
+
+def _require_names(content: Mapping[str, Any]) -> None:
+    """Refuse names that are too long to be drawn, and sizes that no file has.
+
+    Raises:
+        LowbitError: There is one; the message says where.
+    """
+    ours = _object(content, "lowbit")
+    bits, items = _object(ours, "bits"), _object(_object(ours, "bits"), "items")
+    results = [_object(content, "results"), _object(content, "groups")]
+    named = [ours.get("method"), _object(ours, "parent").get("name"), content.get("model_name")]
+    for section in results:
+        named += [*section, *(name for entry in section.values() if isinstance(entry, dict) for name in entry)]
+    for name in [*named, *items]:
+        if isinstance(name, str) and len(name) > LONGEST_NAME:
+            raise LowbitError(
+                f"has the name {name[:50]!r}... of {len(name)} characters; at most {LONGEST_NAME} are read"
+            )
+    for name, size in [*bits.items(), *items.items()]:
+        if isinstance(size, int | float) and not 0 <= size <= LARGEST_SIZE:
+            raise LowbitError(f"has {size:.3g} as `{name[:50]}`, which no file has")
+
+
+def _object(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _entries(value: Any, above: list[str], last: str, name: str) -> list[tuple[str, Any]]:

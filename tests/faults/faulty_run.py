@@ -114,6 +114,8 @@ def start(
         return child
     code = 97
     try:
+        # In a fork, torch makes its pool anew at the first call, which fails where two threads make it at once.
+        torch.set_num_threads(1)
         descriptor = log if isinstance(log, int) else os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
