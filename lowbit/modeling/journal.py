@@ -197,7 +197,9 @@ def check_signature(found: Mapping[str, Any], wanted: Mapping[str, Any], where: 
     before, now = flatten(found), flatten(wanted)
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differing:
-        listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing[:10])
+        listed = "; ".join(
+            f"{key:.100}: {before.get(key)!r:.100} there, {now.get(key)!r:.100} now" for key in differing[:10]
+        )
         raise LowbitError(
             f"{where} was started by another recipe ({listed}); delete it, choose another output, or run the old recipe"
         )
