@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; one thread each is faster than all of them competing.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell starts background jobs with an ignored SIGINT, which the programs under test would
+# inherit and, as they should, go on ignoring.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines that run tests are shared; how long an example takes says nothing there.
 settings.register_profile("lowbit", deadline=None)
