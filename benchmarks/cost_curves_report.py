@@ -238,7 +238,7 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
                 panels[1][column].plot(curve.places, [value / 1e6 for value in curve.memory], **style)
             panels[1][column].set_xlabel(AXES[axis])
             for row in (0, 1):
-                panels[row][column].set_ylim(bottom=0)
+                panels[row][column].set_ylim(0, 1.05 * panels[row][column].dataLim.ymax)
                 panels[row][column].grid(color="#dddddd", linewidth=0.5)
         panels[0][0].set_ylabel("seconds")
         panels[1][0].set_ylabel("peak MB")
