@@ -51,13 +51,15 @@ def document(points: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_every_preset_is_planned_and_the_base_is_measured_once(benchmark_module: ModuleType) -> None:
-    for plan in yaml.safe_load(benchmark_module.CONFIG.read_text(encoding="utf-8")).values():
+    plans = yaml.safe_load(benchmark_module.CONFIG.read_text(encoding="utf-8"))
+    assert all(set(plans[name]["axes"]) == {"layers", "hidden", "samples"} for name in ("default", "quick", "full"))
+    for plan in plans.values():
         entries = benchmark_module.plan_points(plan)
         labels = [entry["label"] for entry in entries]
         assert len(labels) == len(set(labels))
-        assert {axis for entry in entries for axis in entry["on"]} >= {"layers", "hidden", "samples", "cells"}
-        shared = [entry for entry in entries if entry["name"] == "gptq" and len(entry["on"]) == 3]
-        assert len(shared) == 1
+        assert {axis for entry in entries for axis in entry["on"]} >= {*plan["axes"], "cells"}
+        (base,) = [entry for entry in entries if entry["name"] == "gptq" and entry.get("point") == plan["base"]]
+        assert base["on"].keys() == plan["axes"].keys()
         assert not any("samples" in entry["on"] for entry in entries if entry["name"] == "rtn")
 
 
