@@ -57,7 +57,11 @@ def test_every_preset_is_planned_and_the_base_is_measured_once(benchmark_module:
         entries = benchmark_module.plan_points(plan)
         labels = [entry["label"] for entry in entries]
         assert len(labels) == len(set(labels))
-        assert {axis for entry in entries for axis in entry["on"]} >= {*plan["axes"], "cells"}
+        assert {axis for entry in entries for axis in entry["on"]} == {
+            *plan["axes"],
+            *(["wide"] if "wide" in plan else []),
+            *(["cells"] if plan["cells"]["numbers"] else []),
+        }
         (base,) = [entry for entry in entries if entry["name"] == "gptq" and entry.get("point") == plan["base"]]
         assert base["on"].keys() == plan["axes"].keys()
         assert not any("samples" in entry["on"] for entry in entries if entry["name"] == "rtn")
